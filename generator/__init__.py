@@ -1,0 +1,1 @@
+"""Tokens -> distributions: layouts, conditioning, heads, the objective; `generator.sampling` turns them into Tokens."""

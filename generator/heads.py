@@ -1,0 +1,33 @@
+"""Heads: what a slot's output says about its target."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from models.layers import Linear
+
+
+class Categorical(nnx.Module):
+    """One softmax over the V codes, from float32 logits; zero weights at first, so that the loss starts at ln V."""
+
+    def __init__(self, width: int, sizes: tuple[int, ...], *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        (size,) = sizes  # factorised codes need a head of their own
+        self.projection = Linear(width, size, ("embed", "vocab"), init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        return self.projection(hidden).astype(jnp.float32)
+
+    def loss(self, outputs: Float[Array, "B T V"], targets: Int[Array, "B T 1"]) -> Float[Array, "B T"]:
+        """Cross-entropy in nats of every slot."""
+        target_logits = jnp.take_along_axis(outputs, targets, axis=-1)[..., 0]
+        return jax.nn.logsumexp(outputs, axis=-1) - target_logits
+
+    def log_probs(self, outputs: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
+        """Normalised log-probabilities."""
+        return jax.nn.log_softmax(outputs, axis=-1)
+
+
+HEADS: dict[str, Callable[..., nnx.Module]] = {"categorical": Categorical}

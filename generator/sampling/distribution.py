@@ -1,0 +1,80 @@
+"""The distribution that every sampler samples from, and the noise with which it does.
+
+A token is argmax(log p + Gumbel noise) (Gumbel, 1954; Maddison et al., arXiv:1411.0030): p is `target_distribution` and the
+noise belongs to (seed, image, position). So an image depends on its seed and index alone: not on the batch that it is
+in, nor on the number of devices, nor on the sampler, as long as that is exact under common noise.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from models.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """What is done to the logits, in this order; the defaults do nothing.
+
+    Attributes:
+      temperature: divides the logits; 0 is greedy.
+      top_k: only the k most probable codes (and ties of the last) stay; 0 keeps all.
+      top_p: of those, only the smallest set of probability >= p stays (arXiv:1904.09751); 1 keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0 or self.top_k < 0 or not 0 <= self.top_p <= 1:
+            raise UserError(f"sampler: temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}; they must "
+                            "be >= 0, >= 0 and within [0, 1].")  # fmt: skip
+
+
+def target_distribution(
+    conditional: Float[Array, "*B V"],
+    unconditional: Float[Array, "*B V"] | None,
+    scale: Float[Array, "*#B"] | float,
+    filters: Filters,
+) -> Float[Array, "*B V"]:
+    """log p of the next token after guidance, temperature, top-k and top-p; removed codes have -inf.
+
+    Args:
+      conditional: logits given the condition.
+      unconditional: logits given none; None where guidance is off.
+      scale: guidance scale (see `generator.sampling.guidance`).
+      filters: applied in the order of its fields, which is LlamaGen's.
+    """
+    logits = conditional
+    if unconditional is not None:
+        logits = unconditional + jnp.asarray(scale)[..., None] * (conditional - unconditional)
+    logits = logits / max(filters.temperature, 1e-5)
+    if 0 < filters.top_k < logits.shape[-1]:
+        kth = jax.lax.top_k(logits, filters.top_k)[0][..., -1:]
+        logits = jnp.where(logits >= kth, logits, -jnp.inf)
+    if filters.top_p < 1:
+        descending = -jnp.sort(-logits, axis=-1)
+        before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) - jax.nn.softmax(descending, axis=-1)
+        kept = jnp.where(before <= filters.top_p, descending, jnp.inf)  # the first is always kept
+        logits = jnp.where(logits >= kept.min(axis=-1, keepdims=True), logits, -jnp.inf)
+    return jax.nn.log_softmax(logits, axis=-1)
+
+
+def gumbel_noise(
+    seed: int, images: Int[Array, "B"], positions: Int[Array, "B n"], size: int
+) -> Float[Array, "B n V"]:
+    """Gumbel noise of each image's positions: a function of (seed, image index, position) and nothing else."""
+
+    def one(image: jax.Array, position: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), image), position)
+        return jax.random.gumbel(key, (size,))
+
+    return jax.vmap(jax.vmap(one, (None, 0)))(images, positions)
+
+
+def draw(log_probs: Float[Array, "*B V"], noise: Float[Array, "*B V"]) -> Int[Array, "*B"]:
+    """One sample of each distribution: argmax(log p + noise)."""
+    return jnp.argmax(log_probs + noise, axis=-1).astype(jnp.int32)

@@ -1,0 +1,45 @@
+"""Guidance schedules: the scale of classifier-free guidance (arXiv:2207.12598) at every position.
+
+One convention, LlamaGen's: guided = unconditional + scale * (conditional - unconditional), so 1 is off. A scale `t` of VAR's
+convention ((1 + t) c - t u) or `w` of MaskGIT's (c + w (c - u)) is 1 + t, 1 + w here. Schedules are indexed by position, never
+by iteration: what is sampled then has one distribution, whichever sampler draws it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float
+
+from models.errors import unknown
+
+# progress in [0, 1] over the positions -> share of (scale - 1) that is applied
+SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "constant": np.ones_like,
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: (1 - np.cos(np.pi * progress)) / 2,
+}
+
+
+def guidance_scales(
+    positions: int, *, scale: float, schedule: str, interval: tuple[float, float]
+) -> Float[np.ndarray, "T"]:
+    """The scale at every position.
+
+    Args:
+      positions: T.
+      scale: the largest scale; 1 is off.
+      schedule: a name of `SCHEDULES`.
+      interval: guide only where progress lies in [low, high] (arXiv:2404.07724), scale 1 elsewhere; (0, 1) is everywhere.
+    """
+    if schedule not in SCHEDULES:
+        raise unknown("guidance schedule", schedule, SCHEDULES)
+    progress = np.linspace(0, 1, positions)
+    scales = 1 + (scale - 1) * SCHEDULES[schedule](progress)
+    return np.where((interval[0] <= progress) & (progress <= interval[1]), scales, 1.0).astype(np.float32)
+
+
+def runs(scales: Float[np.ndarray, "T"]) -> list[tuple[int, int, bool]]:
+    """Split the positions where guidance is switched on or off: (start, stop, guided), in order."""
+    guided = scales != 1
+    starts = [0, *(np.flatnonzero(np.diff(guided)) + 1).tolist(), len(scales)]
+    return [(start, stop, bool(guided[start])) for start, stop in zip(starts, starts[1:])]

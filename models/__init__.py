@@ -1,0 +1,1 @@
+"""What both stages are made of: tokens, masks, attention, the transformer, convolutions, sharding."""

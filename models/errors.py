@@ -1,0 +1,16 @@
+"""Mistakes of the user, told in one line; everything else that raises is a bug and keeps its trace."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What is wrong and what would be right, in one sentence; `main.py` prints it and exits with code 2."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """A `UserError` for a name that a table lacks, offering the nearest one that it has."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known)}."
+    return UserError(f"unknown {kind} {name!r}; {hint}")

@@ -1,0 +1,1 @@
+"""Images <-> Tokens: encoders, quantizers, decoders, and the losses that train them."""
