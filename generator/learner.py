@@ -25,11 +25,15 @@ class GeneratorLearner:
         """Parameters by player, and (no) statistics."""
         return {"generator": self.description.init(key)}, {}
 
-    def loss(self, params: Params, statistics: Params, batch: Any, key: jax.Array | None, step: jax.Array) -> Any:
-        """(loss, (statistics, metrics)); without a key there is no dropout, as evaluation wants it."""
+    def loss(self, params: Params, statistics: Params, batch: Any, key: jax.Array, step: jax.Array) -> Any:
+        """(loss, (statistics, metrics))."""
         generator = self.description.merge(params["generator"])
         loss, metrics = generator.loss(Tokens(batch["ids"]), batch["label"], key=key)
         return loss, (statistics, metrics)
+
+    def heldout(self, params: Params, batch: Any) -> dict[str, jax.Array]:
+        """Metrics of the averaged generator on held-out tokens: `loss` in nats per token."""
+        return self.description.merge(params).loss(Tokens(batch["ids"]), batch["label"])[1]
 
     def after_update(self, params: Params, statistics: Params) -> Params:
         """Nothing is changed but by gradients."""

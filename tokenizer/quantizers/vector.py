@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from models.modules import Params
 
@@ -83,17 +83,20 @@ class VectorQuantizer(nnx.Module):
     def update_statistics(
         self, statistics: Params, z: Float[Array, "*B D"], ids: Int[Array, "*B 1"], key: jax.Array
     ) -> Params:
-        """Follow the codes' shares; draw candidates from the batch's latents."""
+        """Follow the codes' shares; draw a latent of the batch for each code that is dead now."""
         codes, latents = self.spec_sizes[0], z.reshape(-1, self.width).astype(jnp.float32)
+        # A code that the last update revived starts with an average code's share.
+        before = jnp.where(self.dead(statistics), 1 / codes, statistics["usage"])
         share = jnp.zeros(codes).at[ids.reshape(-1)].add(1.0) / ids.size
-        usage = self.usage_decay * statistics["usage"] + (1 - self.usage_decay) * share
-        chosen = jax.random.randint(key, (codes,), 0, len(latents))
-        candidates = latents[chosen]
+        usage = self.usage_decay * before + (1 - self.usage_decay) * share
+        candidates = latents[jax.random.randint(key, (codes,), 0, len(latents))]
         return {"usage": usage, "candidates": normalise(candidates) if self.l2_norm else candidates}
 
-    def revive(self, params: Params, statistics: Params) -> tuple[Params, Params]:
-        """Dead codes restart at their candidates, with the share of an average code."""
-        codes = self.spec_sizes[0]
-        dead = statistics["usage"] < self.revive_below / codes
-        codebook = jnp.where(dead[:, None], statistics["candidates"], params["codebook"])
-        return {**params, "codebook": codebook}, dead
+    def dead(self, statistics: Params) -> Bool[Array, "V"]:
+        """Which codes are used too little."""
+        return statistics["usage"] < self.revive_below / self.spec_sizes[0]
+
+    def revive(self, params: Params, statistics: Params) -> Params:
+        """The quantizer's parameters with dead codes restarted at their candidates."""
+        codebook = jnp.where(self.dead(statistics)[:, None], statistics["candidates"], params["codebook"])
+        return {**params, "codebook": codebook}

@@ -1,0 +1,130 @@
+"""Every field once, with its default and what it means. Experiments start from here; this is no experiment itself."""
+
+from ml_collections import ConfigDict
+
+
+def stage(**fields) -> ConfigDict:
+    """The training section of a stage."""
+    return ConfigDict(
+        {
+            "steps": 1000,  # parameter updates
+            "batch_size": 64,  # examples an update, over all devices and hosts
+            "accumulate": 1,  # parts that a batch is split into, one after the other
+            "learning_rate": 1e-4,  # its peak
+            "schedule": "constant",  # constant | cosine | linear, after the warm-up
+            "warmup_steps": 0,  # linear from 0
+            "final_share": 0.0,  # of the peak, where cosine and linear end
+            "optimizer": {
+                "name": "adamw",  # adamw | adam
+                "b1": 0.9,
+                "b2": 0.95,
+                "weight_decay": 0.05,  # adamw: of matrices; vectors do not decay
+            },
+            "clip_norm": 1.0,  # global norm of the gradient; 0 does not clip
+            "ema_decay": 0.9999,  # of the averaged weights, which are sampled from and evaluated
+            "log_every": 10,  # steps between lines of metrics.jsonl
+            "save_every": 1000,  # steps between checkpoints, each with an evaluation on held-out examples
+            "keep_last": 2,  # newest checkpoints that are kept
+            "keep_best": 1,  # and those with the lowest held-out loss
+        }
+        | fields
+    )
+
+
+def get_config() -> ConfigDict:
+    """The defaults."""
+    return ConfigDict(
+        {
+            "seed": 0,  # of everything: the picture i of a run belongs to (seed, i)
+            "stages": ("tokenizer", "generator"),  # what --job=train trains
+            "data": {
+                "name": "digits",  # digits | npz | folder | the name of a TFDS dataset
+                "path": "",  # file or folder of npz and folder; data_dir of TFDS
+                "resolution": 16,  # side in pixels that images are brought to
+                "channels": 1,  # 1 grey, 3 colour
+                "classes": 0,  # 0: as many as the dataset has
+                "crop_scale": (1.0, 1.0),  # side of random crops, in short sides; (1, 1) is the centre crop
+                "shift": 0,  # random translation of up to so many pixels
+                "flip": False,  # mirror at random
+                "corrupt_limit": 0,  # images that cannot be read and may be skipped
+            },
+            "tokenizer": {
+                "name": "vqgan",
+                "encoder": "convolutional",
+                "decoder": "convolutional",
+                "channels": 128,  # of the first level
+                "multipliers": (1, 1, 2, 2, 4),  # of each level; a level more halves the side once more
+                "blocks": 2,  # residual blocks a level
+                "latent_channels": 256,  # between the networks and the codes
+                "attention": True,  # at the lowest resolution
+                "dtype": "float32",  # float32 | bfloat16, of the arithmetic
+                "quantizer": {
+                    "name": "vector",
+                    "codes": 16384,  # size of the codebook
+                    "width": 8,  # of a code
+                    "commitment": 0.25,
+                    "l2_norm": True,  # compare and decode unit vectors
+                    "usage_decay": 0.99,  # of the codes' running shares
+                    "revive_below": 0.03,  # codes rarer than this, in uniform shares, start anew; 0 never
+                },
+            },
+            "losses": {
+                "l1": 0.0,  # weight of |error|
+                "l2": 1.0,  # weight of error^2
+                "quantizer": 1.0,  # weight of the quantizer's losses
+                "lpips": 1.0,  # weight of the perceptual distance, where its weights are given
+                "lpips_weights": "",  # npz made by `python -m interop.lpips`
+                "adversarial": 0.0,  # weight of the hinge PatchGAN; 0 trains without
+                "adversarial_start": 20_000,  # step
+                "discriminator_channels": 64,
+                "discriminator_layers": 3,
+            },
+            "extract": {
+                "copies": 1,  # of each training image: the first plain, the others augmented as `data` says
+                "batch_size": 256,
+            },
+            "generator": {
+                "name": "autoregressive",
+                "layout": "raster",
+                "head": "categorical",
+                "width": 768,
+                "depth": 12,
+                "heads": 12,
+                "kv_heads": 0,  # heads of keys and values (grouped-query attention); 0: as many as heads
+                "mlp": 0,  # hidden width; 0: 8/3 of width, rounded up to a multiple of 256
+                "qk_norm": False,  # RMSNorm of queries and keys
+                "dropout": 0.1,  # of embeddings and residual branches
+                "label_dropout": 0.1,  # share of labels replaced by "no class", for guidance
+                "dtype": "float32",  # float32 | bfloat16, of the arithmetic
+                "remat": "none",  # none | dots | full: what the backward pass computes anew
+            },
+            "training": {
+                "tokenizer": stage(),
+                "generator": stage(),
+            },
+            "sampler": {
+                "name": "sequential",
+                "temperature": 1.0,  # 0 is greedy
+                "top_k": 0,  # 0 keeps all codes
+                "top_p": 1.0,  # 1 keeps all codes
+                "guidance_scale": 2.0,  # unconditional + scale * (conditional - unconditional); 1 is off
+                "guidance_schedule": "constant",  # constant | linear | cosine, over the positions
+                "guidance_interval": (0.0, 1.0),  # guide only there, as shares of the positions
+            },
+            "sample": {
+                "count": 100,  # images
+                "batch_size": 100,  # images a program
+                "classes": (-1,),  # asked for in turn; (-1,) is all of them
+                "columns": 10,  # of the picture
+            },
+            "evaluation": {
+                "samples": 1000,  # generated images that are judged
+                "batch_size": 250,
+                "classifier": "svc",  # svc | convnet, trained on real training images; "" judges no classes
+            },
+            "mesh": {
+                "data": -1,  # devices over which batches are split; -1: all that are left
+                "fsdp": 1,  # devices over which parameters are split as well
+            },
+        }
+    )

@@ -1,0 +1,1 @@
+"""What `main.py --job=` runs: one file a job, read from top to bottom."""

@@ -1,0 +1,61 @@
+"""Turn the dataset into tokens, once: W/tokens/train and W/tokens/test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline.pipeline import image_batches
+from input_pipeline.records import read_manifest, write_tokens
+from input_pipeline.sources import open_source
+from jobs.workdir import describe_tokenizer, load, token_spec
+from models.errors import UserError
+from training.metrics import Progress
+from training.step import fingerprint
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Extract what is missing.
+
+    Raises:
+      UserError: tokens are there, but another tokenizer or another dataset made them.
+    """
+    description = describe_tokenizer(config)
+    params, step = load("tokenizer", description, workdir)
+    spec = token_spec(description)
+    manifest = {
+        "tokenizer": np.asarray(jax.jit(fingerprint)(params)).tobytes().hex(),
+        "tokenizer_step": step,
+        "dataset": config.data.name,
+        "resolution": config.data.resolution,
+        "vocabulary": list(spec.sizes),
+    }
+    encode = jax.jit(lambda params, images: description.merge(params).encode(images).ids)
+
+    def batches(split: str, copies: int) -> Iterator[dict[str, Any]]:
+        total = copies * -(-len(open_source(config.data, split)) // jax.process_count())
+        progress, done = Progress(f"extract {split}", total), 0
+        for copy in range(copies):
+            images = image_batches(
+                config.data, split, batch_size=config.extract.batch_size, seed=config.seed + copy, augment=copy > 0,
+                repeat=False,
+            )  # fmt: skip
+            for batch in images:
+                yield {"ids": np.asarray(encode(params, batch["image"])), "label": batch["label"]}
+                done += len(batch["label"])
+                progress.update(done)
+        progress.close()
+
+    for split, copies in (("train", config.extract.copies), ("test", 1)):
+        directory = workdir / "tokens" / split
+        wanted = {**manifest, "split": split, "copies": copies}
+        found = read_manifest(directory)
+        if found is None:
+            write_tokens(directory, batches(split, copies), wanted)
+            continue
+        for field, value in wanted.items():
+            if found.get(field) != value:
+                raise UserError(f"{directory} has {field} {found.get(field)!r}, not {value!r}; delete it to extract anew.")

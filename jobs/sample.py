@@ -1,0 +1,133 @@
+"""Sample images from the checkpoints of a workdir: a PNG grid and an npz."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from evaluation.pictures import image_grid
+from generator.generator import sampling_params
+from generator.sampling.sequential import SAMPLERS
+from jobs.workdir import describe_generator, describe_tokenizer, load, token_spec
+from models import sharding
+from models.errors import UserError
+from models.registry import build
+from training.metrics import Progress, write_atomically
+from training.step import place_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Generated images and how they came about.
+
+    Attributes:
+      images: uint8 (N, H, W, C).
+      ids: int32 (N, T, K), their tokens.
+      labels: int32 (N,), the classes asked for.
+      calls: calls of the model an image.
+      images_per_second: without the first batch, which compiles, where there are several.
+    """
+
+    images: UInt8[np.ndarray, "N H W C"]
+    ids: Int[np.ndarray, "N T K"]
+    labels: Int[np.ndarray, "N"]
+    calls: float
+    images_per_second: float
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """W/samples/<sampler>-<step>.png and .npz (ADM's layout: `arr_0` images, `arr_1` labels)."""
+    sampler = Sampler(config, workdir)
+    stem = workdir / "samples" / f"{config.sampler.name}-{sampler.step}"
+    settings = {"sampler": config.sampler.to_dict(), "sample": config.sample.to_dict(), "step": sampler.step}
+    record = stem.with_suffix(".json")
+    if record.exists() and json.loads(record.read_text())["settings"] == json.loads(json.dumps(settings)):
+        print(f"sampled already: {stem}.png, {stem}.npz")
+        return
+    labels = asked_classes(config.sample.classes, config.data.classes, config.sample.count)
+    samples = sampler(labels, config.sample.batch_size)
+    stem.parent.mkdir(exist_ok=True)
+    image_grid(stem.with_suffix(".png"), samples.images, config.sample.columns)
+    write_npz(stem.with_suffix(".npz"), arr_0=samples.images, arr_1=samples.labels)
+    measured = {"images_per_second": samples.images_per_second, "calls_per_image": samples.calls}
+    write_atomically(record, json.dumps({"settings": settings, **measured}, indent=2) + "\n")
+    print(f"{len(labels)} images, {samples.images_per_second:.1f} images/s, {samples.calls:g} calls of the model an image")
+    print(f"{stem}.png, {stem}.npz")
+
+
+def asked_classes(asked: Sequence[int], classes: int, count: int) -> Int[np.ndarray, "N"]:
+    """`count` labels, the asked classes in turn; (-1,) stands for all.
+
+    Raises:
+      UserError: a class that the model does not have.
+    """
+    if tuple(asked) == (-1,):
+        asked = range(classes)
+    for label in asked:
+        if not 0 <= label < classes:
+            raise UserError(f"class {label} is out of range; the model knows 0 to {classes - 1}.")
+    return np.resize(np.asarray(asked, np.int32), count)
+
+
+class Sampler:
+    """The sampler of a workdir's config over its newest checkpoints: labels -> `Samples`.
+
+    From labels and indices to pixels a batch is one compiled program. Image i depends on (seed, i) alone, so the batch size
+    and the number of devices do not change it; the last batch is filled up rather than compiled for its own size.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        tokenizer = describe_tokenizer(config)
+        spec = token_spec(tokenizer)
+        sample = build("sampler", SAMPLERS, config.sampler, positions=spec.positions, seed=config.seed)
+        stacked = describe_generator(config, spec, scan_layers=True)
+        generator = describe_generator(config, spec, scan_layers=False)
+        params, self.step = load("generator", stacked, workdir)
+        # Taken apart here, once: a slice of stacked layers in the loop would be copied at every token.
+        self.params = sampling_params(params, config.generator.depth), load("tokenizer", tokenizer, workdir)[0]
+        self.mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
+
+        def program(params: Any, labels: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            output = sample(generator.merge(params[0]), labels, indices)
+            images = tokenizer.merge(params[1]).decode(output.tokens)
+            return to_uint8(images), output.tokens.ids, output.calls
+
+        self.program = jax.jit(program)
+
+    def __call__(self, labels: Int[np.ndarray, "N"], batch_size: int) -> Samples:
+        """Images 0 to N - 1 of the run, of the classes `labels`."""
+        count, batches, seconds = len(labels), [], []
+        size = min(batch_size, count)
+        progress = Progress("sample", count)
+        for start in range(0, count, size):
+            began = time.monotonic()
+            indices = np.arange(start, start + size, dtype=np.int32)
+            batch = place_batch({"label": np.take(labels, indices, mode="clip"), "index": indices}, self.mesh)
+            batches.append(jax.device_get(self.program(self.params, batch["label"], batch["index"])))
+            seconds.append((time.monotonic() - began) / size)
+            progress.update(min(start + size, count))
+        progress.close()
+        images, ids, calls = (np.concatenate(parts)[:count] for parts in zip(*batches))
+        measured = seconds[1:] or seconds
+        return Samples(images, ids, labels, float(calls.mean()), len(measured) / sum(measured))
+
+
+def to_uint8(images: Float[Array, "B H W C"]) -> UInt8[Array, "B H W C"]:
+    """[-1, 1] to 0 ... 255, to the nearest."""
+    return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
+
+
+def write_npz(path: Path, **arrays: Any) -> None:
+    """Write under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    temporary.replace(path)

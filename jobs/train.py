@@ -1,0 +1,64 @@
+"""Train the config's stages, each in its turn; a finished one is left alone, an interrupted one goes on."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+from ml_collections import ConfigDict
+
+from generator.learner import GeneratorLearner
+from input_pipeline.pipeline import image_batches
+from input_pipeline.records import token_batches
+from jobs import extract
+from jobs.workdir import describe_generator, describe_tokenizer, token_spec, trained_steps
+from models import sharding
+from models.errors import unknown
+from tokenizer.learner import Losses, TokenizerLearner
+from training.loop import train
+
+Heldout = Callable[[], grain.IterDataset]
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """W/tokenizer, W/tokens, W/generator."""
+    for stage in config.stages:
+        if stage not in STAGES:
+            raise unknown("stage", stage, STAGES)
+        section = config.training[stage]
+        if trained_steps(stage, workdir) >= section.steps:
+            print(f"{stage}: trained already ({section.steps} steps)")
+            continue
+        learner, dataset, heldout = STAGES[stage](config, workdir, section)
+        mesh = sharding.make_mesh(config.mesh)
+        train(learner, dataset, heldout, section.to_dict(), workdir / stage, mesh=mesh, seed=config.seed)
+
+
+def tokenizer_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Any, Heldout]:
+    """Images."""
+    learner = TokenizerLearner(describe_tokenizer(config), Losses(**config.losses), config.data.channels)
+    share = section["batch_size"] // jax.process_count()
+    dataset = image_batches(config.data, "train", batch_size=share, seed=config.seed, augment=True, repeat=True)
+
+    def heldout() -> grain.IterDataset:
+        return image_batches(config.data, "test", batch_size=share, seed=0, augment=False, repeat=False)
+
+    return learner, dataset, heldout
+
+
+def generator_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Any, Heldout]:
+    """Tokens, extracted first if they are not there."""
+    extract.run(config, workdir)
+    spec = token_spec(describe_tokenizer(config))
+    learner = GeneratorLearner(describe_generator(config, spec, scan_layers=True))
+    share = section["batch_size"] // jax.process_count()
+    dataset = token_batches(workdir / "tokens" / "train", batch_size=share, seed=config.seed, repeat=True)
+
+    def heldout() -> grain.IterDataset:
+        return token_batches(workdir / "tokens" / "test", batch_size=share, seed=0, repeat=False)
+
+    return learner, dataset, heldout
+
+
+STAGES = {"tokenizer": tokenizer_stage, "generator": generator_stage}

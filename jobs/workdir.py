@@ -1,0 +1,145 @@
+"""A run's folder: its config, and the stages that its checkpoints hold."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from generator.generator import GENERATORS, Generator
+from input_pipeline.sources import open_source
+from models import sharding
+from models.errors import UserError
+from models.modules import Description, Params, describe
+from models.registry import build
+from models.tokens import TokenSpec
+from tokenizer.tokenizer import TOKENIZERS, Tokenizer
+from training.checkpoints import Checkpoints
+from training.metrics import write_atomically
+
+# What may differ between two commands on one workdir; all else decides what its files hold.
+FREE = ("sampler", "sample", "evaluation", "mesh", "stages", "data.path", "data.corrupt_limit")
+FREE_IN_TRAINING = ("log_every", "save_every", "keep_last", "keep_best", "steps")
+
+
+def prepare(config: ConfigDict, workdir: Path, *, write: bool) -> ConfigDict:
+    """Fill in what the dataset decides, and check the config against what the workdir was made with.
+
+    Args:
+      config: completed in place.
+      workdir: of the run.
+      write: write W/config.json, which jobs that train do.
+
+    Raises:
+      UserError: the workdir cannot be written, or was made with another config (the field is named).
+    """
+    exists = (workdir / "config.json").exists()
+    if not exists and not write:
+        raise UserError(f"{workdir} holds no run (no config.json); train one first, or name another --workdir.")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be written ({error.strerror}); choose another --workdir.") from None
+    if not config.data.classes:
+        config.data.classes = open_source(config.data, "train").classes
+    describe_tokenizer(config)  # a config that does not build is refused before anything is written
+    if exists:
+        check_same(read_config(workdir), config, workdir)
+    if write and jax.process_index() == 0:
+        write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+    return config
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """W/config.json."""
+    try:
+        return ConfigDict(tuples(json.loads((workdir / "config.json").read_text())))
+    except FileNotFoundError:
+        raise UserError(f"{workdir} holds no run (no config.json); train one first, or name another --workdir.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{workdir / 'config.json'} is damaged ({error}).") from None
+
+
+def tuples(value: Any) -> Any:
+    """JSON knows lists only; configs hold tuples."""
+    if isinstance(value, dict):
+        return {name: tuples(item) for name, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of a nested mapping."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        nested = isinstance(value, Mapping | ConfigDict)
+        fields |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return fields
+
+
+def check_same(before: ConfigDict, now: ConfigDict, workdir: Path) -> None:
+    """Refuse, by name, a field that would not fit what the workdir holds."""
+    old, new = flat(before), flat(now)
+    for name in sorted(old.keys() | new.keys()):
+        parts = name.split(".")
+        if any(name == free or name.startswith(f"{free}.") for free in FREE):
+            continue
+        if parts[0] == "training" and parts[-1] in FREE_IN_TRAINING:
+            continue
+        if old.get(name) != new.get(name):
+            raise UserError(f"{workdir} was made with {name}={old.get(name)!r}, not {new.get(name)!r}; keep it, or use "
+                            "another --workdir.")  # fmt: skip
+
+
+def describe_tokenizer(config: ConfigDict) -> Description[Tokenizer]:
+    """The config's tokenizer, without its arrays."""
+    return describe(
+        lambda rngs: build(
+            "tokenizer", TOKENIZERS, config.tokenizer, resolution=config.data.resolution,
+            image_channels=config.data.channels, rngs=rngs,
+        )
+    )  # fmt: skip
+
+
+def describe_generator(config: ConfigDict, spec: TokenSpec, *, scan_layers: bool) -> Description[Generator]:
+    """The config's generator, without its arrays: layers stacked for training, apart for sampling."""
+    return describe(
+        lambda rngs: build(
+            "generator", GENERATORS, config.generator, spec=spec, classes=config.data.classes, scan_layers=scan_layers,
+            rngs=rngs,
+        )
+    )  # fmt: skip
+
+
+def token_spec(tokenizer: Description[Tokenizer]) -> TokenSpec:
+    """What its tokens look like."""
+    return tokenizer.merge(tokenizer.shapes).spec
+
+
+def load(stage: str, description: Description[Any], workdir: Path) -> tuple[Params, int]:
+    """The averaged parameters of a trained stage on every device, and the step that they are of.
+
+    Raises:
+      UserError: there is no sound checkpoint, or it is of another config.
+    """
+    directory = workdir / stage / "checkpoints"
+    if not directory.is_dir():
+        raise UserError(f"{workdir} holds no trained {stage}; run --job=train first.")
+    place = sharding.replicated(sharding.make_mesh({"data": -1, "fsdp": 1}))
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), description.shapes)
+    checkpoints = Checkpoints(directory)
+    found = checkpoints.restore({"ema": shapes})
+    checkpoints.close()
+    if found is None:
+        raise UserError(f"{directory} holds no sound checkpoint; run --job=train first.")
+    return found[1]["ema"], found[0]
+
+
+def trained_steps(stage: str, workdir: Path) -> int:
+    """Newest step of a stage's checkpoints; 0 when there is none."""
+    steps = [int(path.name) for path in (workdir / stage / "checkpoints").glob("*") if path.name.isdigit()]
+    return max(steps, default=0)

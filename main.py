@@ -1,0 +1,101 @@
+"""Tessera's one command.
+
+    python main.py [--config=configs/NAME.py[:ARG]] [--workdir=DIR] [--job=JOB] [--config.FIELD=VALUE ...]
+
+Without arguments it runs the demo. A job on an existing workdir needs no --config: the workdir holds its own.
+"""
+
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from models.errors import UserError, unknown
+
+JOBS = ("demo", "train", "extract", "sample", "evaluate")
+DEMO = str(Path(__file__).parent / "configs" / "digits.py")
+
+flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> by default.")
+flags.DEFINE_string("job", "demo", f"What to do: {', '.join(JOBS)}.")
+
+
+def main(argv: list[str]) -> None:
+    """Run the job; a user's mistake is one line and exit code 2."""
+    try:
+        if len(argv) > 1:
+            raise UserError(f"{argv[1]!r} is no option; options begin with -- (--help lists them).")
+        job = flags.FLAGS.job
+        if job not in JOBS:
+            raise unknown("job", job, JOBS)
+        workdir = Path(flags.FLAGS.workdir or default_workdir())
+        module = importlib.import_module(f"jobs.{job}")  # jax is imported only once the command line is right
+        initialise_distributed()
+        module.run(choose_config(job, workdir), workdir)
+    except UserError as error:
+        fail(error)
+
+
+def choose_config(job: str, workdir: Path) -> ConfigDict:
+    """The config of the command line, or, where it names none, the workdir's own; overrides apply to either."""
+    from jobs import workdir as run
+
+    flag = flags.FLAGS["config"]
+    exists = (workdir / "config.json").exists()
+    config = run.read_config(workdir) if exists and flag.using_default_value else flag.value
+    config.update_from_flattened_dict(config_flags.get_override_values(flag))
+    return run.prepare(config, workdir, write=job in ("demo", "train"))
+
+
+def default_workdir() -> str:
+    """runs/digits for configs/digits.py, runs/llamagen-size=B for configs/llamagen.py:size=B."""
+    path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return str(Path("runs") / re.sub(r"[^\w.=,-]", "_", f"{Path(path).stem}{argument and '-'}{argument}"))
+
+
+def initialise_distributed() -> None:
+    """Join the other hosts where the environment (TPU pod, SLURM, Open MPI, JAX_COORDINATOR_ADDRESS) describes several."""
+    import jax
+
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address:
+        jax.distributed.initialize(
+            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        )  # fmt: skip
+    elif (
+        int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in os.environ
+        or int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    ):  # fmt: skip
+        jax.distributed.initialize()
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse the command line; the config's file and fields are checked here."""
+    try:
+        config_flags.DEFINE_config_file("config", DEMO, "Experiment.", sys_argv=argv)
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+        from configs.base import get_config
+        from jobs.workdir import flat
+
+        known = flat(get_config())
+        for name in re.findall(r"^--?config\.([\w.]+)", "\n".join(argv), re.MULTILINE):
+            if name not in known:
+                fail(unknown("config field", name, known))
+        fail(UserError(str(error).strip().splitlines()[0]))
+        raise
+
+
+def fail(error: UserError) -> None:
+    """Say what was wrong and exit."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,119 @@
+"""Checkpoints: Orbax, written in the background, the last n and the best n kept, and checked when they are read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers as policies
+
+from models.errors import UserError
+from training.step import fingerprint
+
+
+class Checkpoints:
+    """The checkpoints of one stage: a folder a step with named trees of arrays, the place in the data, and checksums.
+
+    A step's folder gets its name only when it is whole, so a save that is killed leaves the ones before. What was damaged
+    later is found by its checksum, said, and passed over for the newest sound one.
+
+    Args:
+      directory: of the stage.
+      keep_last: newest checkpoints to keep.
+      keep_best: checkpoints with the lowest held-out loss to keep besides.
+    """
+
+    def __init__(self, directory: Path, *, keep_last: int = 1, keep_best: int = 0):
+        kept: list[Any] = [policies.LatestN(keep_last)]
+        if keep_best:
+            # orbax's `reverse` keeps the smallest.
+            kept.append(policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=keep_best))
+        self.directory = Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+        )
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+        self.fingerprint = jax.jit(fingerprint)
+
+    def checksum(self, tree: Any) -> list[int]:
+        """As plain numbers, for JSON."""
+        return [int(part) for part in np.asarray(self.fingerprint(tree))]
+
+    def save(self, step: int, trees: Mapping[str, Any], batches: grain.DatasetIterator, *, loss: float) -> None:
+        """Start writing a checkpoint, `wait` ends it; `loss` (held-out) ranks it among the best."""
+        items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["data"] = grain.checkpoint.CheckpointSave(batches)
+        items["checksums"] = ocp.args.JsonSave({name: self.checksum(tree) for name, tree in trees.items()})
+        self.manager.save(step, metrics={"loss": float(loss)}, args=ocp.args.Composite(**items))
+
+    def restore(
+        self, shapes: Mapping[str, Any], batches: grain.DatasetIterator | None = None
+    ) -> tuple[int, dict[str, Any]] | None:
+        """(step, trees) of the newest sound checkpoint; None when there is none.
+
+        Args:
+          shapes: for each tree to read, `jax.ShapeDtypeStruct`s with the shardings that it shall have now.
+          batches: iterator to set to where it was when the checkpoint was saved; damaged checkpoints newer than the
+            restored one are then set aside, since training goes on from there and will write their steps anew.
+
+        Raises:
+          UserError: the checkpoint holds arrays of other names or shapes.
+        """
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            items: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+            items["checksums"] = ocp.args.JsonRestore()
+            if batches is not None:
+                items["data"] = grain.checkpoint.CheckpointRestore(batches)
+            try:
+                self.check_shapes(step, shapes)
+                found = self.manager.restore(step, args=ocp.args.Composite(**items))
+                for name in shapes:
+                    if self.checksum(found[name]) != found["checksums"][name]:
+                        raise ValueError(f"the checksum of {name} is not the one it was saved with")
+                return step, {name: found[name] for name in shapes}
+            except UserError:
+                raise
+            except Exception as error:  # whatever damage makes of a file, orbax, tensorstore and json raise
+                first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                logging.warning("checkpoint %s/%d is damaged and skipped: %s", self.directory, step, first_line)
+                if batches is not None:
+                    self.set_aside(step)
+        return None
+
+    def check_shapes(self, step: int, shapes: Mapping[str, Any]) -> None:
+        """Refuse a sound checkpoint of another model, which is no damage."""
+        for name, tree in shapes.items():
+            saved = jax.tree.leaves_with_path(self.manager.item_metadata(step)[name].tree)
+            saved = {jax.tree_util.keystr(path, simple=True): tuple(leaf.shape) for path, leaf in saved}
+            wanted = jax.tree.leaves_with_path(tree)
+            wanted = {jax.tree_util.keystr(path, simple=True): tuple(leaf.shape) for path, leaf in wanted}
+            for key in sorted(saved.keys() | wanted.keys()):
+                if saved.get(key) != wanted.get(key):
+                    raise UserError(
+                        f"checkpoint {self.directory}/{step} is of another config: {name}{key} is "
+                        f"{saved.get(key, 'absent')} there and {wanted.get(key, 'absent')} here; use another --workdir."
+                    )
+
+    def set_aside(self, step: int) -> None:
+        """Rename a damaged checkpoint, so that its step can be written again."""
+        if jax.process_index() == 0:
+            number = len(list(self.directory.glob(f"damaged-{step}-*")))
+            (self.directory / str(step)).rename(self.directory / f"damaged-{step}-{number}")
+        self.manager.reload()
+
+    def latest(self) -> int | None:
+        """Newest step on disk."""
+        return self.manager.latest_step()
+
+    def preempted(self, step: int) -> bool:
+        """Whether the machines' owner wants them back, agreed upon by all hosts."""
+        return self.manager.reached_preemption(step)
+
+    def close(self) -> None:
+        """Wait until the last save is on disk, and free the manager's threads."""
+        self.manager.wait_until_finished()
+        self.manager.close()

@@ -1,0 +1,208 @@
+"""The one training loop of every stage, read from top to bottom.
+
+A run that was killed, or stopped by SIGTERM, goes on where its last checkpoint stands and ends bit for bit as if it had
+never stopped: state and place in the data are saved together, before the next batch is drawn, and the randomness of a
+step depends on its number alone.
+"""
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from models import sharding
+from models.errors import UserError
+from models.modules import parameter_count
+from training.checkpoints import Checkpoints
+from training.metrics import MetricsLog, Progress, write_atomically
+from training.step import Batch, State, first_player, make_init, make_step, place_batch, state_shardings
+
+
+class Stopped(Exception):
+    """Training was asked to stop and has saved; the same command goes on."""
+
+
+def train(
+    learner: Any,
+    dataset: grain.IterDataset,
+    heldout: Callable[[], Iterable[Batch]],
+    config: Mapping[str, Any],
+    directory: Path,
+    *,
+    mesh: Mesh,
+    seed: int,
+) -> dict[str, float]:
+    """Train a stage to its last step, or go on with it; returns the last held-out metrics.
+
+    Args:
+      learner: a stage's `init`, `players`, `axes`, `after_update` (see `tokenizer.learner`, `generator.learner`).
+      dataset: endless batches of this process's examples.
+      heldout: makes one pass over held-out batches.
+      config: the stage's training section (see `configs/base.py`).
+      directory: W/<stage>, for checkpoints and metrics.
+      mesh: from `models.sharding.make_mesh`.
+      seed: of the run.
+
+    Raises:
+      UserError: the loss or a gradient is not finite; the batch does not divide; a checkpoint is of another config.
+      Stopped: SIGTERM arrived; the state is saved.
+    """
+    steps, batch_size = config["steps"], config["batch_size"]
+    check_batch(batch_size, config["accumulate"], mesh)
+
+    # ---- state: shapes first, then shardings, then a jitted init or the newest sound checkpoint
+    init, key = make_init(learner, config), jax.random.key(seed)
+    shapes = jax.eval_shape(init, key)
+    places = state_shardings(learner, config, shapes, mesh)
+    placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
+    batches = iter(dataset)
+    checkpoints = Checkpoints(
+        directory / "checkpoints", keep_last=config["keep_last"], keep_best=config["keep_best"]
+    )
+    found = checkpoints.restore(as_items(placed), batches)
+    if found is None:
+        batches = iter(dataset)  # a damaged checkpoint may have moved the first one
+        with jax.set_mesh(mesh):
+            state = jax.jit(init, out_shardings=places)(key)
+        done = 0
+    else:
+        done, items = found
+        state = {**items["state"], "ema": items["ema"]}
+
+    # ---- the step
+    step_function = compile_step(learner, config, places, mesh, seed)
+    evaluate = make_evaluation(learner, mesh)
+    log = MetricsLog(directory, done)
+    describe_parameters(learner, shapes, directory)
+    if found is not None:
+        print(f"{learner.stage}: going on at step {done} of {steps}")
+
+    def save(metrics: dict[str, float]) -> None:
+        checkpoints.save(done, as_items(state), batches, loss=metrics["heldout/loss"])
+
+    # ---- the loop
+    results = {}
+    progress = Progress(f"train {learner.stage}", steps, start=done, images_per_step=batch_size)
+    pending: tuple[int, Batch] | None = None  # metrics are read one step late, while the next step runs
+
+    def read_pending() -> None:
+        nonlocal pending
+        if pending is None:
+            return
+        number, metrics = pending[0], {name: float(value) for name, value in jax.device_get(pending[1]).items()}
+        pending = None
+        watched = [name for name in metrics if name.endswith("loss") or name.startswith("gradient_norm")]
+        bad = next((name for name in watched if not math.isfinite(metrics[name])), None)
+        if bad is not None:
+            kept = checkpoints.latest()
+            good = "there is no checkpoint yet" if kept is None else f"the last good checkpoint is step {kept}"
+            raise UserError(f"{learner.stage}: {bad} is not finite at step {number}; {good}. Lower "
+                            f"--config.training.{learner.stage}.learning_rate or raise warmup_steps.")  # fmt: skip
+        if number % config["log_every"] == 0 or number == steps:
+            log.write(number, metrics)
+        progress.update(number, **{learner.unit: metrics[learner.unit]})
+
+    with Termination() as termination:
+        try:
+            while done < steps:
+                batch = next(batches)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = step_function(state, place_batch(batch, mesh))
+                done += 1
+                read_pending()
+                pending = (done, metrics)
+                stop = termination.requested or checkpoints.preempted(done)
+                if done == steps or done % config["save_every"] == 0 or stop:
+                    read_pending()  # never save what is not finite
+                    results = evaluate(state["ema"], heldout())
+                    log.write(done, results)
+                    save(results)
+                if stop and done < steps:
+                    raise Stopped(f"{learner.stage}: stopped and saved at step {done} of {steps}")
+        finally:
+            progress.close()
+            checkpoints.close()
+            log.close()
+    return results
+
+
+def compile_step(learner: Any, config: Mapping[str, Any], places: State, mesh: Mesh, seed: int) -> Callable[..., Any]:
+    """The jitted step with pinned shardings and a donated state; traced under the mesh."""
+    step = jax.jit(
+        make_step(learner, config, seed), in_shardings=(places, sharding.batch_sharding(mesh)),
+        out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0,
+    )  # fmt: skip
+
+    def call(state: State, batch: Batch) -> tuple[State, Batch]:
+        with jax.set_mesh(mesh):
+            return step(state, batch)
+
+    call.jitted = step  # type: ignore[attr-defined]
+    return call
+
+
+def make_evaluation(learner: Any, mesh: Mesh) -> Callable[[Any, Iterable[Batch]], dict[str, float]]:
+    """(averaged parameters, held-out batches) -> the learner's held-out metrics, mean over the images, as heldout/..."""
+    evaluate = jax.jit(learner.heldout)
+
+    def run(params: Any, heldout: Iterable[Batch]) -> dict[str, float]:
+        total: dict[str, float] = {}
+        count = 0
+        for batch in heldout:
+            size = len(batch["label"])
+            with jax.set_mesh(mesh):
+                metrics = jax.device_get(evaluate(params, place_batch(batch, mesh)))
+            count += size
+            for name, value in metrics.items():
+                total[name] = total.get(name, 0.0) + size * float(value)
+        return {f"heldout/{name}": value / count for name, value in total.items()}
+
+    return run
+
+
+def as_items(state: State) -> dict[str, Any]:
+    """The trees that a checkpoint holds: the average lies by itself, since sampling reads nothing else."""
+    return {"ema": state["ema"], "state": {name: tree for name, tree in state.items() if name != "ema"}}
+
+
+def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
+    """A batch must divide over the devices, and again into its parts."""
+    devices = mesh.size
+    if batch_size % (devices * parts):
+        raise UserError(f"batch_size {batch_size} does not divide into {parts} part(s) over {devices} devices; take a "
+                        f"multiple of {devices * parts}.")  # fmt: skip
+
+
+def describe_parameters(learner: Any, shapes: State, directory: Path) -> None:
+    """Write the overview of the parameters beside the metrics, and say their number."""
+    params = shapes["params"][first_player(learner)]
+    write_atomically(directory / "parameters.txt", parameter_overview.get_parameter_overview(params, include_stats=False))
+    count = parameter_count(params)
+    print(f"{learner.stage}: {count:,} parameters (listed in {directory / 'parameters.txt'})")
+
+
+class Termination:
+    """Notices SIGTERM instead of dying of it. Several hosts ask Orbax, which makes them agree on a step."""
+
+    requested = False
+
+    def __enter__(self) -> "Termination":
+        self.previous: Any = None
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGTERM, self.notice)
+        return self
+
+    def notice(self, *_: Any) -> None:
+        """The signal's handler."""
+        self.requested = True
+
+    def __exit__(self, *_: Any) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)

@@ -1,0 +1,140 @@
+"""The training state and the one compiled step, sharded from the start."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from models import sharding
+from models.modules import Params
+from training.optimizers import learning_rate_schedule, make_optimizer
+
+State = dict[str, Any]
+Batch = dict[str, Any]
+
+
+def make_init(learner: Any, config: Mapping[str, Any]) -> Callable[[jax.Array], State]:
+    """key -> {"step", "params", "statistics", "ema", "optimizer"}: all that a run is, beside its place in the data.
+
+    `ema` averages the first player alone: it is what is sampled from and evaluated.
+    """
+    optimizers = {player: make_optimizer(config, learner.axes[player]) for player in learner.players}
+
+    def init(key: jax.Array) -> State:
+        params, statistics = learner.init(key)
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "params": params,
+            "statistics": statistics,
+            "ema": jax.tree.map(jnp.copy, params[first_player(learner)]),
+            "optimizer": {player: optimizers[player].init(params[player]) for player in learner.players},
+        }
+
+    return init
+
+
+def first_player(learner: Any) -> str:
+    """The player that is kept for sampling."""
+    return next(iter(learner.players))
+
+
+def state_shardings(learner: Any, config: Mapping[str, Any], shapes: State, mesh: Mesh) -> State:
+    """Where each array of the state lies: optimizer and EMA like the parameters."""
+    whole = sharding.replicated(mesh)
+    params = {p: sharding.shardings(shapes["params"][p], learner.axes[p], mesh) for p in learner.players}
+    optimizers = {}
+    for player, placed in params.items():
+        optimizers[player] = optax.tree_utils.tree_map_params(
+            make_optimizer(config, learner.axes[player]), lambda _, place: place, shapes["optimizer"][player], placed,
+            transform_non_params=lambda _: whole,
+        )  # fmt: skip
+    return {
+        "step": whole,
+        "params": params,
+        "statistics": sharding.shardings(shapes["statistics"], learner.statistics_axes, mesh),
+        "ema": params[first_player(learner)],
+        "optimizer": optimizers,
+    }
+
+
+def make_step(learner: Any, config: Mapping[str, Any], seed: int) -> Callable[[State, Batch], tuple[State, Batch]]:
+    """(state, batch) -> (next state, metrics); its randomness is fold_in(key(seed), step) and nothing is carried.
+
+    All players' gradients are taken at the same parameters, over `accumulate` equal parts of the batch.
+    """
+    optimizers = {player: make_optimizer(config, learner.axes[player]) for player in learner.players}
+    schedule, parts = learning_rate_schedule(config), config["accumulate"]
+
+    def gradients(params: Params, statistics: Params, batch: Batch, key: jax.Array, step: jax.Array) -> Any:
+        grads, metrics = {}, {}
+        for player, loss in learner.players.items():
+
+            def of_player(own: Params, loss: Any = loss, player: str = player, statistics: Params = statistics) -> Any:
+                return loss({**params, player: own}, statistics, batch, key, step)
+
+            (_, (statistics, found)), grads[player] = jax.value_and_grad(of_player, has_aux=True)(params[player])
+            metrics |= found
+        return grads, statistics, metrics
+
+    def step(state: State, batch: Batch) -> tuple[State, Batch]:
+        number, params = state["step"], state["params"]
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        if parts == 1:
+            grads, statistics, metrics = gradients(params, state["statistics"], batch, key, number)
+        else:
+
+            def part(carry: Any, inputs: Any) -> Any:
+                grads, statistics = carry
+                found, statistics, metrics = gradients(params, statistics, inputs[0], inputs[1], number)
+                return (jax.tree.map(lambda a, b: a + b / parts, grads, found), statistics), metrics
+
+            # Part i takes every parts-th example, so that each device keeps its own.
+            split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+            zero = jax.tree.map(jnp.zeros_like, params)
+            carry, metrics = jax.lax.scan(part, (zero, state["statistics"]), (split, jax.random.split(key, parts)))
+            (grads, statistics), metrics = carry, jax.tree.map(jnp.mean, metrics)
+
+        updated, optimizer = {}, {}
+        for player in learner.players:
+            updates, optimizer[player] = optimizers[player].update(
+                grads[player], state["optimizer"][player], params[player]
+            )
+            updated[player] = optax.apply_updates(params[player], updates)
+            metrics[f"gradient_norm/{player}"] = optax.global_norm(grads[player])
+        updated = learner.after_update(updated, statistics)
+        decay = jnp.minimum(config["ema_decay"], (1 + number) / (10 + number))  # short at first, as nothing is learned
+        ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state["ema"], updated[first_player(learner)])
+        metrics["learning_rate"] = schedule(number)
+        state = {"step": number + 1, "params": updated, "statistics": statistics, "ema": ema, "optimizer": optimizer}
+        return state, metrics
+
+    return step
+
+
+def place_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """This process's examples as global arrays, split over all devices where they divide."""
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    divides = all(len(leaf) % max(len(mesh.local_devices), 1) == 0 for leaf in batch.values())
+    place = split if divides else whole
+    return {name: jax.make_array_from_process_local_data(place, leaf) for name, leaf in batch.items()}
+
+
+def fingerprint(state: State) -> Int[Array, "2"]:
+    """Two 32-bit checksums of every bit of a tree, the same however it is sharded (sums of integers do not round)."""
+
+    def of_leaf(leaf: jax.Array, number: int) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaf = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+        bits = leaf.astype(jnp.uint32)
+        place = jnp.full(bits.shape, number, jnp.uint32)
+        for axis in range(bits.ndim):
+            place = place * jnp.uint32(2654435761) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        mixed = (bits ^ (bits >> 15)) * (2 * place + 1)
+        return jnp.stack([jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(mixed ^ (mixed >> 13), dtype=jnp.uint32)])
+
+    sums = [of_leaf(leaf, number) for number, leaf in enumerate(jax.tree.leaves(state))]
+    return jnp.sum(jnp.stack(sums), axis=0, dtype=jnp.uint32)
