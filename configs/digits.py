@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     """8x8 tokens of 128 codes, and a generator of 1.2 M parameters."""
     config = base.get_config()
     config.data.update(name="digits", resolution=16, channels=1, shift=1)
-    config.tokenizer.update(channels=32, multipliers=(1, 2), blocks=1, latent_channels=32, attention=False)
+    config.tokenizer.update(channels=16, multipliers=(1, 2), blocks=1, latent_channels=32, attention=False)
     config.tokenizer.quantizer.update(codes=128, width=8)
     config.training.tokenizer = base.stage(
         steps=500, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=20, ema_decay=0.99, save_every=250

@@ -1,1 +1,57 @@
-"""The whole way: train, sample, evaluate."""
+"""The whole way in one command: train both stages, sample, evaluate, and say what came out."""
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from evaluation.pictures import loss_curves
+from jobs import evaluate, sample, train
+from training.metrics import read_metrics, write_atomically
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """W/summary.json, W/loss.png, and what the jobs write."""
+    began = time.monotonic()
+    seconds_before = seconds_so_far(workdir)
+    try:
+        train.run(config, workdir)
+        sample.run(config, workdir)
+        metrics = evaluate.run(config, workdir)
+        draw_curves(workdir)
+    finally:  # an interrupted demo goes on later; its time counts all the same
+        seconds = seconds_before + time.monotonic() - began
+        write_atomically(workdir / "seconds.json", json.dumps(seconds))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    summary = {**metrics, "wall_seconds": seconds, "peak_memory_gib": peak}
+    write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    print_table(summary)
+    for picture in sorted(workdir.glob("**/*.png")):
+        print(picture)
+
+
+def seconds_so_far(workdir: Path) -> float:
+    """What earlier, interrupted runs of the demo took."""
+    path = workdir / "seconds.json"
+    return json.loads(path.read_text()) if path.exists() else 0.0
+
+
+def draw_curves(workdir: Path) -> None:
+    """W/loss.png: training and held-out loss of both stages."""
+    curves: dict[str, Any] = {}
+    for stage, metric, unit in (("tokenizer", "reconstruction_loss", "squared error"), ("generator", "loss", "nats/token")):
+        rows = [row for row in read_metrics(workdir / stage / "metrics.jsonl") if metric in row]
+        curves[f"{stage} ({unit})"] = ([row["step"] for row in rows], [row[metric] for row in rows])
+    loss_curves(workdir / "loss.png", curves)
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    """One line a figure."""
+    width = max(map(len, summary))
+    print()
+    for name, value in summary.items():
+        print(f"{name:<{width}}  {value:>12,.4f}" if isinstance(value, float) else f"{name:<{width}}  {value:>12,}")
+    print()

@@ -1,8 +1,11 @@
 """PatchGAN, the discriminator that reconstructions are trained against, and its hinge losses."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from models.errors import UserError
@@ -41,11 +44,11 @@ class PatchDiscriminator(nnx.Module):
     """
 
     def __init__(
-        self, *, image_channels: int, channels: int = 64, layers: int = 3, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, *, image_channels: int, channels: int = 64, layers: int = 3, dtype: DTypeLike, rngs: nnx.Rngs
     ):  # fmt: skip
         if layers < 1:
             raise UserError(f"discriminator_layers is {layers}; a PatchGAN has at least 1.")
-        options = {"dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         widths = [channels * min(2**layer, 8) for layer in range(layers + 1)]
         strides = [2] * (layers - 1) + [1]
         self.first = four_by_four(image_channels, channels, stride=2, bias=True, **options)
@@ -76,7 +79,7 @@ def leaky_relu(x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
 
 
 def four_by_four(
-    inputs: int, outputs: int, *, stride: int, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+    inputs: int, outputs: int, *, stride: int, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Conv:  # fmt: skip
     """A 4x4 convolution with one pixel of padding: stride 2 halves the size, stride 1 takes one pixel off."""
     return nnx.Conv(

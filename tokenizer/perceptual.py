@@ -93,7 +93,7 @@ def lpips(
 def features(weights: Mapping[str, Array], images: Float[Array, "B H W C"]) -> list[Float[Array, "B _h _w _F"]]:
     """What VGG16's stages end with: relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, each half the size of the last."""
     x = (images - jnp.array(SHIFT)) / jnp.array(SCALE)  # grey broadcasts to three channels
-    taps = []
+    taps: list[Array] = []
     for stage, widths in enumerate(STAGES, start=1):
         if taps:
             x = nnx.max_pool(x, (2, 2), strides=(2, 2))

@@ -1,0 +1,146 @@
+"""PNG files to look at: sheets of images, pairs of images, loss curves. Each is written whole or not at all."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import EngFormatter
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN, GAP, BAND_GAP = 16, 4, 16  # pixels: around the sheet, between images, between bands of rows
+SIDE = 64  # pixels: what small images are enlarged to, at least
+INK = "#333333"
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside `path`, renamed to it when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rows(images: np.ndarray, columns: int) -> np.ndarray:
+    """(N, H, W, C) -> (R, columns, H, W, C), the last row filled up with white images."""
+    missing = -len(images) % columns
+    white = np.full((missing, *images.shape[1:]), 255, np.uint8)
+    return np.concatenate([images, white]).reshape(-1, columns, *images.shape[1:])
+
+
+def _write_sheet(
+    path: Path, rows: np.ndarray, *, scale: int | None, captions: Sequence[str] = (), band: int = 1
+) -> None:
+    """Write rows of images (R, K, H, W, C), each with its caption to its left; more space after every `band` rows."""
+    count, columns, height, width, channels = rows.shape
+    scale = scale or math.ceil(SIDE / width)
+    font = ImageFont.load_default(13)
+    left = MARGIN + max((math.ceil(font.getlength(caption)) + MARGIN for caption in captions), default=0)
+    lefts = left + np.arange(columns) * (width * scale + GAP)
+    tops = MARGIN + np.arange(count) * (height * scale + GAP)
+    if band > 1:
+        tops += np.arange(count) // band * (BAND_GAP - GAP)
+    size = int(lefts[-1]) + width * scale + MARGIN, int(tops[-1]) + height * scale + MARGIN
+    sheet = Image.new("RGB", size, "white")
+    for row, y in zip(rows, tops.tolist()):
+        for image, x in zip(row, lefts.tolist()):
+            tile = Image.fromarray(image[..., 0] if channels == 1 else image)
+            sheet.paste(tile.resize((width * scale, height * scale), Image.Resampling.NEAREST), (x, y))
+    draw = ImageDraw.Draw(sheet)
+    for caption, y in zip(captions, tops.tolist()):
+        draw.text((left - MARGIN, y + height * scale / 2), caption, fill=INK, font=font, anchor="rm")
+    with _temporary(path) as temporary:
+        sheet.save(temporary, format="PNG", optimize=True)
+
+
+def image_grid(
+    path: Path,
+    images: UInt8[np.ndarray, "N H W C"],
+    columns: int,
+    *,
+    scale: int | None = None,
+    labels: Sequence[str] = (),
+) -> None:
+    """Write images row by row, `columns` a row.
+
+    Args:
+      path: of the PNG file.
+      images: C = 1 or 3.
+      columns: images a row.
+      scale: every pixel becomes scale x scale pixels; None makes images at least 64 pixels wide.
+      labels: one a row, such as the class that its images were asked to show; none by default.
+    """
+    _write_sheet(path, _rows(images, columns), scale=scale, captions=labels)
+
+
+def _write_pairs(
+    path: Path, above: np.ndarray, below: np.ndarray, names: tuple[str, str], *, columns: int, scale: int | None
+) -> None:
+    bands = np.stack([_rows(above, columns), _rows(below, columns)], axis=1)  # (bands, 2, columns, H, W, C)
+    _write_sheet(path, bands.reshape(-1, *bands.shape[2:]), scale=scale, captions=names * len(bands), band=2)
+
+
+def reconstruction_strip(
+    path: Path,
+    originals: UInt8[np.ndarray, "N H W C"],
+    reconstructions: UInt8[np.ndarray, "N H W C"],
+    *,
+    columns: int = 10,
+    scale: int | None = None,
+) -> None:
+    """Write each original over its reconstruction, `columns` pairs a band; `scale` as in `image_grid`."""
+    _write_pairs(path, originals, reconstructions, ("original", "reconstruction"), columns=columns, scale=scale)
+
+
+def nearest_strip(
+    path: Path,
+    samples: UInt8[np.ndarray, "N H W C"],
+    nearest_training: UInt8[np.ndarray, "N H W C"],
+    *,
+    columns: int = 10,
+    scale: int | None = None,
+) -> None:
+    """Write each sample over its nearest training image, `columns` pairs a band; `scale` as in `image_grid`."""
+    _write_pairs(path, samples, nearest_training, ("sample", "nearest in training"), columns=columns, scale=scale)
+
+
+def loss_curves(
+    path: Path, curves: Mapping[str, tuple[Int[np.ndarray, "_"], Float[np.ndarray, "_"]]], *, columns: int = 3
+) -> None:
+    """Write one panel a curve, over the training step.
+
+    A curve that stays above 0 and spans more than a factor of ten is drawn on a logarithmic scale.
+
+    Args:
+      path: of the PNG file.
+      curves: what is measured, with its unit ("loss (nats per token)") -> steps and values, of equal length.
+      columns: panels a row, at most.
+    """
+    columns = min(columns, len(curves))
+    rows = math.ceil(len(curves) / columns)
+    figure = Figure(figsize=(4 * columns, 2.8 * rows), dpi=100)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    for n, (name, (steps, values)) in enumerate(curves.items(), 1):
+        axes = figure.add_subplot(rows, columns, n)
+        axes.plot(steps, values, color="#1f5fa8", linewidth=1.3)
+        axes.set_title(name, loc="left", fontsize=10, color=INK)
+        axes.set_xlabel("training step", fontsize=9, color=INK)
+        if np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values):
+            axes.set_yscale("log")
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.tick_params(labelsize=9, colors=INK)
+        axes.grid(color="#e6e6e6", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    with _temporary(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,132 @@
+"""Batches of images: every process reads, augments and stacks its own share of the dataset."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from input_pipeline.sources import CorruptImage, Source, open_source
+from input_pipeline.transforms import center_crop, random_crop, random_flip, random_shift, to_channels, to_float
+from models.errors import UserError
+
+# Handing a record from thread to thread takes about as long as reading and resizing a small one that lies in memory.
+SMALL = 64
+AT_ONCE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+
+def image_batches(
+    data: Any, split: str, *, batch_size: int, seed: int, augment: bool, repeat: bool
+) -> grain.IterDataset:
+    """Batches {"image": float32 (B, resolution, resolution, channels) in [-1, 1], "label": int32 (B,)}, numpy arrays.
+
+    The iterators' `get_state` and `set_state` resume bit for bit, at any batch.
+
+    Args:
+      data: the config's `data` section: `name`, `path`, `classes` (see `open_source`); `resolution` in pixels;
+        `channels`, 1 or 3; `crop_scale`, `shift` (pixels) and `flip` for `augment`; `corrupt_limit`, the number of
+        unreadable images that a process skips with a warning before the next one is an error.
+      split: "train" or "test".
+      batch_size: B, images a process.
+      seed: decides the order and the augmentation of every epoch, whatever the number of processes.
+      augment: crop (where `crop_scale` is not (1, 1)), shift and flip at random; otherwise cut the middle square.
+      repeat: go on forever, in a new order every epoch; otherwise pass once and in order, so that the last batch may be
+        smaller and one process may have one batch more than another.
+
+    Raises:
+      UserError: what `open_source` raises, or a field of `data` is out of its range; the iterator raises it too, for a
+        label outside the classes and for too many corrupt images.
+    """
+    source = open_source(data, split)
+    records = grain.MapDataset.range(len(source)).seed(seed)
+    if repeat:
+        records = records.shuffle().repeat(None)
+    records = records.map(_reader(source, data.corrupt_limit))
+    records = records.random_map(_augmentation(data)) if augment else records.map(_middle(data))
+    ahead = not source.in_memory or data.resolution > SMALL
+    return process_batches(records, batch_size, drop_remainder=repeat, ahead=ahead).map(_normalised)
+
+
+def process_batches(
+    records: grain.MapDataset, batch_size: int, *, drop_remainder: bool, ahead: bool = True
+) -> grain.IterDataset:
+    """Stacked batches of this process's share of the records; records that are None are left out.
+
+    Shuffling and random maps belong before this: the share is taken of the final order, so that no two processes draw
+    the same random numbers, and one process or many see the same images.
+
+    Args:
+      records: what to batch, in the order of all processes together.
+      batch_size: B, records a process.
+      drop_remainder: whether a smaller last batch is left out.
+      ahead: read in threads, before the batch is asked for.
+    """
+    share = records[jax.process_index() :: jax.process_count()]
+    # Two batches ahead, but Grain counts the waiting records whenever it hands one out: a long queue is a slow one.
+    threads = grain.ReadOptions(num_threads=min(os.cpu_count() or 1, 16), prefetch_buffer_size=min(2 * batch_size, 256))
+    return share.to_iter_dataset(threads if ahead else AT_ONCE).batch(batch_size, drop_remainder=drop_remainder)
+
+
+def _reader(source: Source, corrupt_limit: int) -> Callable[[int], dict[str, Any] | None]:
+    """Record i of the source, or None where its image is corrupt and no more than the limit have been."""
+    corrupt: set[str] = set()
+    lock = threading.Lock()
+
+    def read(i: int) -> dict[str, Any] | None:
+        try:
+            return source[i]
+        except CorruptImage as error:
+            name = str(error)
+        with lock:
+            seen_before = name in corrupt
+            corrupt.add(name)
+            # All of them corrupt is too many under any limit: there would never be a batch.
+            if len(corrupt) > min(corrupt_limit, len(source) - 1):
+                raise UserError(
+                    f"{name} is corrupt, which makes {len(corrupt)}; "
+                    f"replace it or raise data.corrupt_limit, which is {corrupt_limit}."
+                )
+        if not seen_before:
+            logging.warning("Skipping the corrupt image %s (%d so far).", name, len(corrupt))
+        return None
+
+    return read
+
+
+def _augmentation(data: Any) -> Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]:
+    # Reading a field of a ConfigDict takes microseconds: once here, not once an image.
+    resolution, channels, shift, flip = data.resolution, data.channels, data.shift, data.flip
+    low, high = map(float, data.crop_scale)
+    if not 0 < low <= high <= 1:
+        raise UserError(f"data.crop_scale is ({low}, {high}); it must be (low, high) with 0 < low <= high <= 1.")
+
+    def transform(record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        image = to_channels(record["image"], channels)
+        if (low, high) == (1, 1):
+            image = center_crop(image, resolution)
+        else:
+            image = random_crop(image, resolution, (low, high), rng)
+        if shift:
+            image = random_shift(image, shift, rng)
+        if flip:
+            image = random_flip(image, rng)
+        return {"image": image, "label": record["label"]}
+
+    return transform
+
+
+def _middle(data: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    resolution, channels = data.resolution, data.channels
+
+    def transform(record: dict[str, Any]) -> dict[str, Any]:
+        return {"image": center_crop(to_channels(record["image"], channels), resolution), "label": record["label"]}
+
+    return transform
+
+
+def _normalised(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"image": to_float(batch["image"]), "label": batch["label"].astype(np.int32)}

@@ -1,0 +1,1 @@
+"""Public checkpoints -> our parameters: one explicit name table a source."""
