@@ -5,6 +5,7 @@
 Without arguments it runs the demo. A job on an existing workdir needs no --config: the workdir holds its own.
 """
 
+import ctypes
 import importlib
 import os
 import re
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> None:
         workdir = Path(flags.FLAGS.workdir or default_workdir())
         module = importlib.import_module(f"jobs.{job}")  # jax is imported only once the command line is right
         initialise_distributed()
+        keep_freed_memory()
         module.run(choose_config(job, workdir), workdir)
     except UserError as error:
         fail(error)
@@ -71,6 +73,22 @@ def initialise_distributed() -> None:
         or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     ):  # fmt: skip
         jax.distributed.initialize()
+
+
+def keep_freed_memory() -> None:
+    """On a CPU, let malloc keep what XLA frees: every step frees and allocates the same hundreds of megabytes.
+
+    By default glibc gives them back and the kernel clears the pages anew; a training step takes 1.6 times as long.
+    """
+    import jax
+
+    if jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
+    trim_threshold, top_pad, mmap_threshold, mmap_max, arena_max = -1, -2, -3, -4, -8  # malloc.h
+    for option, value in ((arena_max, 1), (mmap_threshold, 2**30), (mmap_max, 0), (trim_threshold, 2**31 - 1),
+                          (top_pad, 2**28)):  # fmt: skip
+        mallopt(option, value)
 
 
 def parse(argv: list[str]) -> list[str]:

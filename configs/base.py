@@ -93,6 +93,8 @@ def get_config() -> ConfigDict:
                 "kv_heads": 0,  # heads of keys and values (grouped-query attention); 0: as many as heads
                 "mlp": 0,  # hidden width; 0: 8/3 of width, rounded up to a multiple of 256
                 "qk_norm": False,  # RMSNorm of queries and keys
+                "rotate_condition": False,  # by the identity; False: the condition's queries and keys are 0, as LlamaGen's
+                "init_std": 0.02,  # of all weights but the head's, which are 0; small models want about width ** -0.5
                 "dropout": 0.1,  # of embeddings and residual branches
                 "label_dropout": 0.1,  # share of labels replaced by "no class", for guidance
                 "dtype": "float32",  # float32 | bfloat16, of the arithmetic

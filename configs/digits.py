@@ -1,6 +1,6 @@
 """Handwritten digits of scikit-learn at 16x16: the demo, a few minutes on two CPU cores, nothing downloaded.
 
-    python main.py
+python main.py
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
         steps=500, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=20, ema_decay=0.99, save_every=250
     )
     config.extract.copies = 10
-    config.generator.update(width=128, depth=6, heads=4, mlp=384)
+    config.generator.update(width=128, depth=6, heads=4, mlp=384, rotate_condition=True, init_std=0.08)
     config.training.generator = base.stage(
         steps=600, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99, save_every=300
     )

@@ -1,6 +1,6 @@
 """ImageNet at 256x256 through LlamaGen-L, from TFDS.
 
-    python main.py --config=configs/imagenet256.py --job=train
+python main.py --config=configs/imagenet256.py --job=train
 """
 
 from ml_collections import ConfigDict

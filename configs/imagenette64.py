@@ -1,6 +1,6 @@
 """Imagenette (ten classes of ImageNet) at 64x64 from TFDS; for one GPU.
 
-    python main.py --config=configs/imagenette64.py
+python main.py --config=configs/imagenette64.py
 """
 
 from ml_collections import ConfigDict

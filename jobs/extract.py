@@ -58,4 +58,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
             continue
         for field, value in wanted.items():
             if found.get(field) != value:
-                raise UserError(f"{directory} has {field} {found.get(field)!r}, not {value!r}; delete it to extract anew.")
+                raise UserError(
+                    f"{directory} has {field} {found.get(field)!r}, not {value!r}; delete it to extract anew."
+                )

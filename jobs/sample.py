@@ -59,7 +59,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     write_npz(stem.with_suffix(".npz"), arr_0=samples.images, arr_1=samples.labels)
     measured = {"images_per_second": samples.images_per_second, "calls_per_image": samples.calls}
     write_atomically(record, json.dumps({"settings": settings, **measured}, indent=2) + "\n")
-    print(f"{len(labels)} images, {samples.images_per_second:.1f} images/s, {samples.calls:g} calls of the model an image")
+    print(
+        f"{len(labels)} images, {samples.images_per_second:.1f} images/s, {samples.calls:g} calls of the model an image"
+    )
     print(f"{stem}.png, {stem}.npz")
 
 

@@ -60,7 +60,9 @@ def read_config(workdir: Path) -> ConfigDict:
     try:
         return ConfigDict(tuples(json.loads((workdir / "config.json").read_text())))
     except FileNotFoundError:
-        raise UserError(f"{workdir} holds no run (no config.json); train one first, or name another --workdir.") from None
+        raise UserError(
+            f"{workdir} holds no run (no config.json); train one first, or name another --workdir."
+        ) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{workdir / 'config.json'} is damaged ({error}).") from None
 

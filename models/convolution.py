@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from models import masks
@@ -10,7 +11,7 @@ from models.attention import attention
 
 
 def convolution(inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int | None = None,
-                bias: bool = True, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Conv:  # fmt: skip
+                bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:  # fmt: skip
     """A square convolution; `padding` pixels on every side, by default what keeps the size at stride 1."""
     pad = size // 2 if padding is None else padding
     return nnx.Conv(
@@ -30,7 +31,7 @@ def group_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
 class ResidualBlock(nnx.Module):
     """Norm, swish, convolution, twice, beside a shortcut (1x1 where the channels change)."""
 
-    def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm1 = group_norm(inputs, rngs=rngs)
         self.conv1 = convolution(inputs, outputs, 3, dtype=dtype, rngs=rngs)
         self.norm2 = group_norm(outputs, rngs=rngs)
@@ -46,7 +47,7 @@ class ResidualBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Single-head self-attention over all pixels, residual."""
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.norm = group_norm(channels, rngs=rngs)
         self.q, self.k, self.v, self.out = (
             convolution(channels, channels, 1, dtype=dtype, rngs=rngs) for _ in range(4)
@@ -62,7 +63,7 @@ class AttentionBlock(nnx.Module):
 class Downsample(nnx.Module):
     """Halve the size: 3x3 convolution of stride 2 over an image padded by one at the right and at the bottom."""
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = convolution(channels, channels, 3, stride=2, padding=0, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C"]:
@@ -72,7 +73,7 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Double the size: nearest neighbour, then a 3x3 convolution."""
 
-    def __init__(self, channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.conv = convolution(channels, channels, 3, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C"]:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 Initializer = Callable[..., jax.Array]
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # what arithmetic runs in; parameters are float32
-normal_002 = nnx.initializers.normal(0.02)
 
 
 class Linear(nnx.Module):
@@ -22,8 +22,8 @@ class Linear(nnx.Module):
         axes: tuple[str | None, str | None],
         *,
         bias: bool = False,
-        init: Initializer = normal_002,
-        dtype: jnp.dtype,
+        init: Initializer,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs)), axes=axes)
@@ -42,8 +42,8 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
     """A table of `entries` rows; ids (*B) -> (*B, D)."""
 
-    def __init__(self, entries: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.table = nnx.Param(normal_002(rngs.params(), (entries, width)), axes=("vocab", "embed"))
+    def __init__(self, entries: int, width: int, *, init: Initializer, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.table = nnx.Param(init(rngs.params(), (entries, width)), axes=("vocab", "embed"))
         self.dtype = dtype
 
     def __call__(self, ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:

@@ -5,10 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from models.attention import attention
-from models.layers import Initializer, Linear, RMSNorm, dropout, normal_002
+from models.layers import Initializer, Linear, RMSNorm, dropout
 from models.masks import Visibility
 from models.modules import stack
 from models.rotary import rotate
@@ -31,10 +32,10 @@ def mlp_width(width: int) -> int:
 class SwiGLU(nnx.Module):
     """out(silu(gate x) * up x) (arXiv:2002.05202)."""
 
-    def __init__(self, width: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, *, init: Initializer, dtype: DTypeLike, rngs: nnx.Rngs):
         # Gate and up share one product, as do query, key and value below.
-        self.gate_up = Linear(width, 2 * hidden, ("embed", "mlp"), dtype=dtype, rngs=rngs)
-        self.out = Linear(hidden, width, ("mlp", "embed"), dtype=dtype, rngs=rngs)
+        self.gate_up = Linear(width, 2 * hidden, ("embed", "mlp"), init=init, dtype=dtype, rngs=rngs)
+        self.out = Linear(hidden, width, ("mlp", "embed"), init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
@@ -45,15 +46,15 @@ class Block(nnx.Module):
     """Pre-norm attention and SwiGLU, both residual."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, hidden: int, qk_norm: bool, dropout_rate: float,
-                 *, dtype: jnp.dtype, rngs: nnx.Rngs):  # fmt: skip
+                 *, init: Initializer, dtype: DTypeLike, rngs: nnx.Rngs):  # fmt: skip
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
         self.dropout_rate = dropout_rate
         self.attention_norm, self.mlp_norm = RMSNorm(width), RMSNorm(width)
         qkv_width = (heads + 2 * kv_heads) * self.head_dim
-        self.qkv = Linear(width, qkv_width, ("embed", "heads"), dtype=dtype, rngs=rngs)
-        self.out = Linear(heads * self.head_dim, width, ("heads", "embed"), dtype=dtype, rngs=rngs)
+        self.qkv = Linear(width, qkv_width, ("embed", "heads"), init=init, dtype=dtype, rngs=rngs)
+        self.out = Linear(heads * self.head_dim, width, ("heads", "embed"), init=init, dtype=dtype, rngs=rngs)
         self.q_norm, self.k_norm = (RMSNorm(self.head_dim), RMSNorm(self.head_dim)) if qk_norm else (None, None)
-        self.mlp = SwiGLU(width, hidden, dtype=dtype, rngs=rngs)
+        self.mlp = SwiGLU(width, hidden, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -95,9 +96,9 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, width: int, depth: int, heads: int, *, kv_heads: int, hidden: int, qk_norm: bool, dropout: float,
-                 remat: str, scan_layers: bool, dtype: jnp.dtype, rngs: nnx.Rngs):  # fmt: skip
+                 remat: str, scan_layers: bool, init: Initializer, dtype: DTypeLike, rngs: nnx.Rngs):  # fmt: skip
         def block(rngs: nnx.Rngs) -> Block:
-            return Block(width, heads, kv_heads, hidden, qk_norm, dropout, dtype=dtype, rngs=rngs)
+            return Block(width, heads, kv_heads, hidden, qk_norm, dropout, init=init, dtype=dtype, rngs=rngs)
 
         self.depth, self.remat, self.kv_width = depth, remat, kv_heads * (width // heads)
         self.dtype = dtype

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from models.convolution import AttentionBlock, ResidualBlock, Upsample, convolution, group_norm
@@ -23,7 +24,7 @@ class ConvolutionalDecoder(nnx.Module):
         multipliers: Sequence[int],
         blocks: int,
         attention: bool,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "rngs": rngs}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from models.convolution import AttentionBlock, Downsample, ResidualBlock, convolution, group_norm
@@ -26,7 +27,7 @@ class ConvolutionalEncoder(nnx.Module):
         multipliers: Sequence[int],
         blocks: int,
         attention: bool,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "rngs": rngs}
@@ -54,7 +55,7 @@ class ConvolutionalEncoder(nnx.Module):
         return self.last(jax.nn.swish(self.norm(x)))
 
 
-def middle(width: int, attention: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> list[nnx.Module]:
+def middle(width: int, attention: bool, *, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.Module]:
     """What encoder and decoder have at the lowest resolution: block, attention, block."""
     options = {"dtype": dtype, "rngs": rngs}
     between = [AttentionBlock(width, **options)] if attention else []

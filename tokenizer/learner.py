@@ -73,9 +73,7 @@ class TokenizerLearner:
             params["discriminator"] = self.discriminator.init(jax.random.fold_in(key, 1))
         return params, self.description.merge(params["autoencoder"]).quantizer.init_statistics()
 
-    def autoencoder_loss(
-        self, params: Params, statistics: Params, batch: Any, key: jax.Array, step: jax.Array
-    ) -> Any:
+    def autoencoder_loss(self, params: Params, statistics: Params, batch: Any, key: jax.Array, step: jax.Array) -> Any:
         """(loss, (statistics, metrics))."""
         losses, images = self.losses, batch["image"]
         tokenizer = self.description.merge(params["autoencoder"])

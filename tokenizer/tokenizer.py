@@ -51,7 +51,11 @@ class Tokenizer(nnx.Module):
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        for kind, name, table in (("encoder", encoder, ENCODERS), ("decoder", decoder, DECODERS), ("dtype", dtype, DTYPES)):
+        for kind, name, table in (
+            ("encoder", encoder, ENCODERS),
+            ("decoder", decoder, DECODERS),
+            ("dtype", dtype, DTYPES),
+        ):
             if name not in table:
                 raise unknown(kind, name, table)
         stride = 2 ** (len(multipliers) - 1)

@@ -63,9 +63,7 @@ def train(
     places = state_shardings(learner, config, shapes, mesh)
     placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
     batches = iter(dataset)
-    checkpoints = Checkpoints(
-        directory / "checkpoints", keep_last=config["keep_last"], keep_best=config["keep_best"]
-    )
+    checkpoints = Checkpoints(directory / "checkpoints", keep_last=config["keep_last"], keep_best=config["keep_best"])
     found = checkpoints.restore(as_items(placed), batches)
     if found is None:
         batches = iter(dataset)  # a damaged checkpoint may have moved the first one
@@ -183,7 +181,9 @@ def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
 def describe_parameters(learner: Any, shapes: State, directory: Path) -> None:
     """Write the overview of the parameters beside the metrics, and say their number."""
     params = shapes["params"][first_player(learner)]
-    write_atomically(directory / "parameters.txt", parameter_overview.get_parameter_overview(params, include_stats=False))
+    write_atomically(
+        directory / "parameters.txt", parameter_overview.get_parameter_overview(params, include_stats=False)
+    )
     count = parameter_count(params)
     print(f"{learner.stage}: {count:,} parameters (listed in {directory / 'parameters.txt'})")
 

@@ -63,9 +63,7 @@ def target_distribution(
     return jax.nn.log_softmax(logits, axis=-1)
 
 
-def gumbel_noise(
-    seed: int, images: Int[Array, "B"], positions: Int[Array, "B n"], size: int
-) -> Float[Array, "B n V"]:
+def gumbel_noise(seed: int, images: Int[Array, "B"], positions: Int[Array, "B n"], size: int) -> Float[Array, "B n V"]:
     """Gumbel noise of each image's positions: a function of (seed, image index, position) and nothing else."""
 
     def one(image: jax.Array, position: jax.Array) -> jax.Array:

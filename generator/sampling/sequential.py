@@ -73,7 +73,9 @@ def sequential(
     for start, stop, guided in runs(scales):
         if guided and start > behind:
             known = jnp.concatenate([conditions[True], generator.embed(ids[:, : start - 1, None])], axis=1)
-            _, caches[True] = generator.extend(caches[True], known[:, behind:start], slots(behind, start - behind, batch))
+            _, caches[True] = generator.extend(
+                caches[True], known[:, behind:start], slots(behind, start - behind, batch)
+            )
             calls += 1
         both = (caches[False], caches[True]) if guided else (caches[False],)
         cache = jax.tree.map(lambda *rows: jnp.concatenate(rows), *both)
