@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -45,9 +46,9 @@ def choose_config(job: str, workdir: Path) -> ConfigDict:
     """The config of the command line, or, where it names none, the workdir's own; overrides apply to either."""
     from jobs import workdir as run
 
-    flag = flags.FLAGS["config"]
+    flag: Any = flags.FLAGS["config"]
     exists = (workdir / "config.json").exists()
-    config = run.read_config(workdir) if exists and flag.using_default_value else flag.value
+    config: ConfigDict = run.read_config(workdir) if exists and flag.using_default_value else flag.value
     config.update_from_flattened_dict(config_flags.get_override_values(flag))
     return run.prepare(config, workdir, write=job in ("demo", "train"))
 
@@ -68,7 +69,7 @@ def initialise_distributed() -> None:
             address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
         )  # fmt: skip
     elif (
-        int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in os.environ
+        (int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in os.environ)
         or int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
         or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     ):  # fmt: skip

@@ -140,4 +140,4 @@ def convnet(
     return predict
 
 
-CLASSIFIERS = {"svc": svc, "convnet": convnet}
+CLASSIFIERS: dict[str, Callable[..., Predict]] = {"svc": svc, "convnet": convnet}

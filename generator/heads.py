@@ -31,4 +31,4 @@ class Categorical(nnx.Module):
         return jax.nn.log_softmax(outputs, axis=-1)
 
 
-HEADS: dict[str, Callable[..., nnx.Module]] = {"categorical": Categorical}
+HEADS: dict[str, Callable[..., Categorical]] = {"categorical": Categorical}

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from evaluation.classifiers import CLASSIFIERS
 from evaluation.neighbours import near_copies, nearest
-from evaluation.pictures import loss_curves, nearest_strip, reconstruction_strip
+from evaluation.pictures import nearest_strip, reconstruction_strip
 from evaluation.similarity import psnr
 from evaluation.usage import codebook_usage
 from generator.learner import GeneratorLearner
@@ -23,7 +23,7 @@ from jobs.workdir import describe_generator, describe_tokenizer, load, token_spe
 from models import sharding
 from models.errors import unknown
 from training.loop import make_evaluation
-from training.metrics import read_metrics, write_atomically
+from training.metrics import write_atomically
 
 SHOWN = 10  # images in a strip
 

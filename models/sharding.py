@@ -49,7 +49,7 @@ def partition_spec(shape: Sequence[int], axes: LogicalAxes, mesh_shape: Mapping[
     for size, axis in zip(shape, axes, strict=True):
         if axis not in RULES and axis not in WHOLE:
             raise ValueError(f"logical axis {axis!r} is not in models/sharding.py")
-        names = tuple(name for name in RULES.get(axis, ()) if name not in used)
+        names = tuple(name for name in RULES.get(axis or "", ()) if name not in used)
         if names and size % math.prod(mesh_shape[name] for name in names) == 0:
             used.update(names)
             entries.append(names)

@@ -53,7 +53,8 @@ class Block(nnx.Module):
         qkv_width = (heads + 2 * kv_heads) * self.head_dim
         self.qkv = Linear(width, qkv_width, ("embed", "heads"), init=init, dtype=dtype, rngs=rngs)
         self.out = Linear(heads * self.head_dim, width, ("heads", "embed"), init=init, dtype=dtype, rngs=rngs)
-        self.q_norm, self.k_norm = (RMSNorm(self.head_dim), RMSNorm(self.head_dim)) if qk_norm else (None, None)
+        self.q_norm = RMSNorm(self.head_dim) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.mlp = SwiGLU(width, hidden, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -102,7 +103,7 @@ class Transformer(nnx.Module):
 
         self.depth, self.remat, self.kv_width = depth, remat, kv_heads * (width // heads)
         self.dtype = dtype
-        self.blocks = stack(block, depth, rngs) if scan_layers else nnx.List([block(rngs) for _ in range(depth)])
+        self.blocks: Any = stack(block, depth, rngs) if scan_layers else nnx.List([block(rngs) for _ in range(depth)])
         self.norm = RMSNorm(width)
 
     def __call__(
@@ -149,8 +150,8 @@ class Transformer(nnx.Module):
           visibility: their times (B, n) against the intervals of all S slots of the cache.
           slots: where they stand; rows of a batch may stand at different places.
         """
-        extended = []
-        for block, layer_cache in zip(self.blocks, cache, strict=True):
-            x, layer_cache = block(x, table, visibility, cache=layer_cache, slots=slots)
-            extended.append(layer_cache)
+        extended: list[Any] = []
+        for block, before in zip(self.blocks, cache, strict=True):
+            x, after = block(x, table, visibility, cache=before, slots=slots)
+            extended.append(after)
         return self.norm(x), extended

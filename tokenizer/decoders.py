@@ -1,6 +1,7 @@
 """Decoders: a grid of latents -> images. A new one is a class here or a file beside, and a line in the table."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ class ConvolutionalDecoder(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        options = {"dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         width = channels * multipliers[-1]
         self.first = convolution(latent_channels, width, 3, **options)
         layers = middle(width, attention, **options)

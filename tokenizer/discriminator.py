@@ -9,7 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from models.errors import UserError
-from models.layers import normal_002
+
+SMALL = nnx.initializers.normal(0.02)
 
 
 class BatchNorm(nnx.Module):
@@ -20,7 +21,7 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.scale = nnx.Param(1 + normal_002(rngs.params(), (channels,)), axes=("norm",))
+        self.scale = nnx.Param(1 + SMALL(rngs.params(), (channels,)), axes=("norm",))
         self.bias = nnx.Param(jnp.zeros(channels), axes=("norm",))
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
@@ -84,7 +85,7 @@ def four_by_four(
     """A 4x4 convolution with one pixel of padding: stride 2 halves the size, stride 1 takes one pixel off."""
     return nnx.Conv(
         inputs, outputs, (4, 4), strides=stride, padding=((1, 1), (1, 1)), use_bias=bias, dtype=dtype,
-        kernel_init=normal_002, kernel_metadata={"axes": (None, None, "channels_in", "channels_out")},
+        kernel_init=SMALL, kernel_metadata={"axes": (None, None, "channels_in", "channels_out")},
         bias_metadata={"axes": ("norm",)}, rngs=rngs,
     )  # fmt: skip
 

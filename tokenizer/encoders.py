@@ -1,9 +1,9 @@
 """Encoders: images -> a grid of latents. A new one is a class here or a file beside, and a line in the table."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -30,10 +30,11 @@ class ConvolutionalEncoder(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        options = {"dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.stride = 2 ** (len(multipliers) - 1)
         self.first = convolution(image_channels, channels, 3, **options)
-        layers, width = [], channels
+        layers: list[nnx.Module] = []
+        width = channels
         for level, multiplier in enumerate(multipliers):
             last = level == len(multipliers) - 1
             for _ in range(blocks):
@@ -57,7 +58,7 @@ class ConvolutionalEncoder(nnx.Module):
 
 def middle(width: int, attention: bool, *, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.Module]:
     """What encoder and decoder have at the lowest resolution: block, attention, block."""
-    options = {"dtype": dtype, "rngs": rngs}
+    options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
     between = [AttentionBlock(width, **options)] if attention else []
     return [ResidualBlock(width, width, **options), *between, ResidualBlock(width, width, **options)]
 

@@ -92,15 +92,13 @@ class Checkpoints:
 
     def check_shapes(self, step: int, shapes: Mapping[str, Any]) -> None:
         """Refuse a sound checkpoint of another model, which is no damage."""
+        metadata = self.manager.item_metadata(step)
         for name, tree in shapes.items():
-            saved = jax.tree.leaves_with_path(self.manager.item_metadata(step)[name].tree)
-            saved = {jax.tree_util.keystr(path, simple=True): tuple(leaf.shape) for path, leaf in saved}
-            wanted = jax.tree.leaves_with_path(tree)
-            wanted = {jax.tree_util.keystr(path, simple=True): tuple(leaf.shape) for path, leaf in wanted}
+            saved, wanted = shapes_by_path(metadata[name].tree), shapes_by_path(tree)
             for key in sorted(saved.keys() | wanted.keys()):
                 if saved.get(key) != wanted.get(key):
                     raise UserError(
-                        f"checkpoint {self.directory}/{step} is of another config: {name}{key} is "
+                        f"checkpoint {self.directory}/{step} is of another config: {name}/{key} is "
                         f"{saved.get(key, 'absent')} there and {wanted.get(key, 'absent')} here; use another --workdir."
                     )
 
@@ -123,3 +121,9 @@ class Checkpoints:
         """Wait until the last save is on disk, and free the manager's threads."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+    """{"params/generator/...": shape} of a tree of arrays, shapes or Orbax's metadata of them."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}

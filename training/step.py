@@ -70,7 +70,8 @@ def make_step(learner: Any, config: Mapping[str, Any], seed: int) -> Callable[[S
     schedule, parts = learning_rate_schedule(config), config["accumulate"]
 
     def gradients(params: Params, statistics: Params, batch: Batch, key: jax.Array, step: jax.Array) -> Any:
-        grads, metrics = {}, {}
+        grads: Params = {}
+        metrics: Batch = {}
         for player, loss in learner.players.items():
 
             def of_player(own: Params, loss: Any = loss, player: str = player, statistics: Params = statistics) -> Any:

@@ -6,6 +6,7 @@ by iteration: what is sampled then has one distribution, whichever sampler draws
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
@@ -42,4 +43,4 @@ def runs(scales: Float[np.ndarray, "T"]) -> list[tuple[int, int, bool]]:
     """Split the positions where guidance is switched on or off: (start, stop, guided), in order."""
     guided = scales != 1
     starts = [0, *(np.flatnonzero(np.diff(guided)) + 1).tolist(), len(scales)]
-    return [(start, stop, bool(guided[start])) for start, stop in zip(starts, starts[1:])]
+    return [(start, stop, bool(guided[start])) for start, stop in pairwise(starts)]

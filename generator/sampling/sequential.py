@@ -1,6 +1,6 @@
 """Sequential decoding: one call of the model a token, the reference that every faster sampler is compared with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -88,11 +88,14 @@ def sequential(
 
 
 def sampler(*, positions: int, seed: int, temperature: float, top_k: int, top_p: float, guidance_scale: float,
-            guidance_schedule: str, guidance_interval: tuple[float, float]) -> Callable[..., SampleOutput]:  # fmt: skip
+            guidance_schedule: str, guidance_interval: Sequence[float]) -> Callable[..., SampleOutput]:  # fmt: skip
     """`sequential` with the fields of a sampler's config section: (generator, labels, images) -> SampleOutput."""
     filters = Filters(temperature, top_k, top_p)
     scales = guidance_scales(
-        positions, scale=guidance_scale, schedule=guidance_schedule, interval=tuple(guidance_interval)
+        positions,
+        scale=guidance_scale,
+        schedule=guidance_schedule,
+        interval=(guidance_interval[0], guidance_interval[1]),
     )
 
     def sample(generator: Generator, labels: jax.Array, images: jax.Array) -> SampleOutput:
