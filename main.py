@@ -16,7 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from models.errors import UserError, unknown
+from models.errors import Stopped, UserError, unknown
 
 JOBS = ("demo", "train", "extract", "sample", "evaluate")
 DEMO = str(Path(__file__).parent / "configs" / "digits.py")
@@ -38,6 +38,8 @@ def main(argv: list[str]) -> None:
         initialise_distributed()
         keep_freed_memory()
         module.run(choose_config(job, workdir), workdir)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on")
     except UserError as error:
         fail(error)
 

@@ -14,15 +14,18 @@ def get_config() -> ConfigDict:
     """8x8 tokens of 512 codes."""
     config = base.get_config()
     config.data.update(name="npz", path="data/fashion_mnist", resolution=32, channels=1, flip=True)
+
     config.tokenizer.update(channels=16, multipliers=(1, 2, 4), blocks=1, latent_channels=64, attention=False)
     config.tokenizer.quantizer.update(codes=512, width=8)
     config.training.tokenizer = base.stage(
-        steps=2500, batch_size=64, learning_rate=1.5e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,
+        steps=1500, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,
         save_every=500,
     )  # fmt: skip
-    config.generator.update(width=192, depth=6, heads=6, mlp=512)
+    config.generator.update(
+        width=192, depth=6, heads=6, mlp=512, qk_norm=True, rotate_condition=True, init_std=0.07
+    )  # fmt: skip
     config.training.generator = base.stage(
-        steps=3500, batch_size=64, learning_rate=1.5e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,
+        steps=2000, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,
         save_every=500,
     )  # fmt: skip
     config.evaluation.classifier = "convnet"

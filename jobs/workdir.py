@@ -47,8 +47,9 @@ def prepare(config: ConfigDict, workdir: Path, *, write: bool) -> ConfigDict:
         raise UserError(f"workdir {workdir} cannot be written ({error.strerror}); choose another --workdir.") from None
     if not config.data.classes:
         config.data.classes = open_source(config.data, "train").classes
-    describe_tokenizer(config)  # a config that does not build is refused before anything is written
-    if exists:
+    # A config that does not build is refused before anything is written.
+    describe_generator(config, token_spec(describe_tokenizer(config)), scan_layers=True)
+    if exists and any(workdir.glob("*/checkpoints/*")):  # a run that ended before its first result binds nobody
         check_same(read_config(workdir), config, workdir)
     if write and jax.process_index() == 0:
         write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")

@@ -8,6 +8,10 @@ class UserError(Exception):
     """What is wrong and what would be right, in one sentence; `main.py` prints it and exits with code 2."""
 
 
+class Stopped(Exception):
+    """A job was asked to stop and has saved; the same command goes on. `main.py` says so and exits with code 0."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """A `UserError` for a name that a table lacks, offering the nearest one that it has."""
     known = sorted(known)

@@ -18,15 +18,11 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from models import sharding
-from models.errors import UserError
+from models.errors import Stopped, UserError
 from models.modules import parameter_count
 from training.checkpoints import Checkpoints
 from training.metrics import MetricsLog, Progress, write_atomically
 from training.step import Batch, State, first_player, make_init, make_step, place_batch, state_shardings
-
-
-class Stopped(Exception):
-    """Training was asked to stop and has saved; the same command goes on."""
 
 
 def train(

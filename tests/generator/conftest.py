@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from generator.generator import Generator, sampling_params
+from models.modules import describe
+from models.tokens import Grid, TokenSpec
+
+
+class Case:
+    """A small generator in both its forms, every parameter random (the head's too)."""
+
+    def __init__(self, *, height=3, width=4, codes=17, classes=5, seed=0, scale=1.0, **options):
+        self.options = {"width": 32, "depth": 2, "heads": 4, "mlp": 48, "dropout": 0.0, "init_std": 0.15} | options
+        spec = TokenSpec(Grid(height, width), (codes,))
+        shared = {"spec": spec, "classes": classes}
+        self.spec, self.codes, self.classes = spec, codes, classes
+        self.description = describe(lambda rngs: Generator(**shared, **self.options, scan_layers=True, rngs=rngs))
+        self.sampling = describe(lambda rngs: Generator(**shared, **self.options, scan_layers=False, rngs=rngs))
+        rng = np.random.default_rng(seed)
+        params = jax.tree.map(np.asarray, self.description.init(jax.random.key(seed)))
+        params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+        kernel = params["head"]["projection"]["kernel"]
+        params["head"]["projection"]["kernel"] = scale * rng.normal(size=kernel.shape).astype(np.float32) / 5
+        self.params = jax.tree.map(jnp.asarray, params)
+        self.sampling_params = sampling_params(self.params, self.options["depth"])
+
+    @property
+    def generator(self):
+        return self.description.merge(self.params)
+
+    @property
+    def sampling_generator(self):
+        return self.sampling.merge(self.sampling_params)
+
+    def batch(self, size=3, seed=1):
+        """ids (B, T, 1) and labels (B,)."""
+        rng = np.random.default_rng(seed)
+        ids = rng.integers(0, self.codes, (size, self.spec.positions, 1))
+        return jnp.asarray(ids, jnp.int32), jnp.asarray(rng.integers(0, self.classes, size), jnp.int32)
+
+
+@pytest.fixture
+def make():
+    """Makes a `Case`; its keyword arguments are those of `Generator` and the sizes of the data."""
+    return Case

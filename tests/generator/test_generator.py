@@ -1,0 +1,294 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import llamagen
+from generator.conditioning import ClassCondition
+from generator.generator import GENERATORS, Generator
+from generator.layouts import LAYOUTS
+from generator.learner import GeneratorLearner
+from models.errors import UserError
+from models.modules import describe, parameter_count
+from models.registry import build
+from models.tokens import Grid, Tokens, TokenSpec
+
+VARIANTS = {
+    "llamagen": {},
+    "grouped queries": {"kv_heads": 2},
+    "qk_norm": {"qk_norm": True},
+    "rotated condition": {"rotate_condition": True},
+    "all": {"kv_heads": 1, "qk_norm": True, "rotate_condition": True},
+}
+
+
+def logits(case, ids, labels):
+    return np.asarray(jax.jit(lambda p: case.description.merge(p).logits(Tokens(ids), labels))(case.params))
+
+
+def reference_logits(case, ids, labels):
+    """The raster generator in float64 numpy: one head and one query at a time."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), case.params)
+    heads, width = case.options["heads"], case.options["width"]
+    key_heads, d = case.options.get("kv_heads") or heads, width // heads
+    norm = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale  # noqa: E731
+    silu = lambda x: x / (1 + np.exp(-x))  # noqa: E731
+    frequencies = 10_000.0 ** (-np.arange(d // 4) / (d // 4))
+
+    def turn(x, slot):
+        if slot == 0:
+            return x * case.options.get("rotate_condition", False)
+        row, column = divmod(slot - 1, case.spec.shape.width)
+        pairs = (x[::2] + 1j * x[1::2]) * np.exp(1j * np.concatenate([row * frequencies, column * frequencies]))
+        return np.stack([pairs.real, pairs.imag], -1).ravel()
+
+    out = []
+    for sample, label in zip(np.asarray(ids)[..., 0], np.asarray(labels)):
+        x = np.stack([params["condition"]["table"]["table"][label], *params["tokens"]["table"][sample[:-1]]])
+        for layer in range(case.options["depth"]):
+            block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["transformer"]["blocks"])
+            qkv = norm(x, block["attention_norm"]["scale"]) @ block["qkv"]["kernel"]
+            q, k, v = np.split(qkv.reshape(len(x), -1, d), [heads, heads + key_heads], axis=1)
+            if case.options.get("qk_norm"):
+                q, k = norm(q, block["q_norm"]["scale"]), norm(k, block["k_norm"]["scale"])
+            attended = np.zeros((len(x), heads, d))
+            for t, h in np.ndindex(len(x), heads):
+                g = h * key_heads // heads
+                scores = np.array([turn(q[t, h], t) @ turn(k[s, g], s) for s in range(t + 1)]) / np.sqrt(d)
+                attended[t, h] = np.exp(scores) / np.exp(scores).sum() @ v[: t + 1, g]
+            x = x + attended.reshape(len(x), -1) @ block["out"]["kernel"]
+            gate, up = np.split(norm(x, block["mlp_norm"]["scale"]) @ block["mlp"]["gate_up"]["kernel"], 2, axis=-1)
+            x = x + silu(gate) * up @ block["mlp"]["out"]["kernel"]
+        out.append(norm(x, params["transformer"]["norm"]["scale"]) @ params["head"]["projection"]["kernel"])
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_those_of_a_float64_transformer(make, variant):
+    case = make(**VARIANTS[variant])
+    ids, labels = case.batch(2)
+    np.testing.assert_allclose(logits(case, ids, labels), reference_logits(case, ids, labels), atol=2e-4)
+
+
+def test_a_slot_depends_on_the_condition_and_every_token_before_and_on_none_after(make):
+    case = make(height=2, width=4)
+    ids, labels = jnp.arange(8, dtype=jnp.int32)[None, :, None], jnp.array([2], jnp.int32)  # each embedding row once
+    direction = np.random.default_rng(0).normal(size=case.codes).astype(np.float32)
+
+    @jax.jit
+    def influence(params):
+        slots = lambda params: case.description.merge(params).logits(Tokens(ids), labels)[0] @ direction  # noqa: E731
+        jacobian = jax.jacrev(slots)(params)
+        return jacobian["tokens"]["table"], jacobian["condition"]["table"]["table"]
+
+    tokens, classes = (np.abs(np.asarray(x)).sum(-1) for x in influence(case.params))  # (T, rows)
+    np.testing.assert_array_equal(tokens[:, :8] > 0, np.tril(np.ones((8, 8), bool), -1))
+    np.testing.assert_array_equal(classes > 0, np.tile(np.arange(case.classes + 1) == 2, (8, 1)))
+
+
+def known(case, ids, labels):
+    """What feeds every slot, from the layout's table alone."""
+    generator = case.sampling_generator
+    entries = {-1 - entry: generator.condition(labels)[:, entry] for entry in range(ClassCondition.entries)}
+    entries |= {token: generator.embed(ids)[:, token] for token in range(case.spec.positions)}
+    return jnp.stack([entries[source] for source in generator.layout.source.tolist()], axis=1)
+
+
+def extend(case):
+    return jax.jit(lambda cache, x, slots: case.sampling_generator.extend(cache, x, slots))
+
+
+def chunks(layout, lengths):
+    """Consecutive slots, cut only where the time changes."""
+    cuts, at = [0], 0
+    for length in lengths:
+        at += length
+        while at < layout.slots and layout.time[at] == layout.time[at - 1]:
+            at += 1
+        cuts.append(min(at, layout.slots))
+    return [(start, stop) for start, stop in zip(cuts, cuts[1:]) if start < stop]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("variant", ["llamagen", "all"])
+def test_extending_a_cache_in_chunks_equals_the_full_forward(make, layout, variant):
+    case = make(layout=layout, **VARIANTS[variant])
+    ids, labels = case.batch()
+    expected, x, call = logits(case, ids, labels), known(case, ids, labels), extend(case)
+    slots = np.arange(x.shape[1], dtype=np.int32)
+    cache, found = case.sampling_generator.init_cache(len(ids)), []
+    for start, stop in chunks(case.sampling_generator.layout, [1, 1, 3, 5, 1, 1]):
+        at = jnp.broadcast_to(slots[start:stop], (len(ids), stop - start))
+        out, cache = call(cache, x[:, start:stop], at)
+        found.append(np.asarray(out))
+    np.testing.assert_allclose(np.concatenate(found, axis=1), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_may_stand_at_different_slots(make, layout):
+    case = make(layout=layout, kv_heads=2)
+    ids, labels = case.batch()
+    expected, x, call = logits(case, ids, labels), known(case, ids, labels), extend(case)
+    rows, count = np.arange(3)[:, None], x.shape[1]
+    cache, reached, found = case.sampling_generator.init_cache(3), np.zeros(3, int), np.full(expected.shape, np.nan)
+    for steps in [(1, 2, 3), (3, 1, 2), (3, 3, 1), (1, 2, 3), (3, 3, 3), (3, 3, 3)]:
+        # A row that goes on by fewer than 3 slots is fed wrong inputs beyond, as by a draft that is not accepted.
+        at = np.minimum(reached[:, None] + np.arange(3), count - 1)
+        right = np.arange(3) < np.array(steps)[:, None]
+        wrong = x[rows, at] + 7.0
+        inputs = jnp.where(jnp.asarray(right | (at == count - 1))[..., None], x[rows, at], wrong)
+        out, cache = call(cache, inputs, jnp.asarray(at, jnp.int32))
+        for row, (start, length) in enumerate(zip(reached, steps)):
+            stop = min(start + length, count)
+            found[row, start:stop] = np.asarray(out)[row, : stop - start]
+        reached = np.minimum(reached + steps, count)
+    assert (reached == count).all()
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_a_rejected_draft_leaves_no_trace_once_overwritten(make):
+    case = make()
+    ids, labels = case.batch()
+    x, call = known(case, ids, labels), extend(case)
+    at = lambda start, stop: jnp.broadcast_to(jnp.arange(start, stop), (3, stop - start))  # noqa: E731
+    _, cache = call(case.sampling_generator.init_cache(3), x[:, :3], at(0, 3))
+    wrong = case.sampling_generator.embed((ids[:, 2:5] + 1) % case.codes)
+    drafted, polluted = call(cache, wrong, at(3, 6))
+    right, clean = call(cache, x[:, 3:6], at(3, 6))
+    assert np.abs(drafted - right).min() > 0
+    before, _ = call(polluted, x[:, 3:4], at(3, 4))  # 4 and 5 still hold the draft
+    np.testing.assert_array_equal(before, call(cache, x[:, 3:4], at(3, 4))[0])
+    again, repaired = call(polluted, x[:, 3:6], at(3, 6))
+    np.testing.assert_array_equal(again, right)
+    np.testing.assert_array_equal(call(repaired, x[:, 6:9], at(6, 9))[0], call(clean, x[:, 6:9], at(6, 9))[0])
+
+
+def test_stacked_and_listed_layers_agree(make):
+    case = make(depth=3)
+    ids, labels = case.batch()
+    slots = jnp.broadcast_to(jnp.arange(12), (3, 12))
+    out, _ = extend(case)(case.sampling_generator.init_cache(3), known(case, ids, labels), slots)
+    np.testing.assert_allclose(out, logits(case, ids, labels), atol=2e-5)
+    assert parameter_count(case.sampling_params) == parameter_count(case.params)
+    assert jax.tree.structure(case.sampling_params) == jax.tree.structure(case.sampling.shapes)
+
+
+def test_grouped_queries_are_full_attention_with_repeated_key_heads(make):
+    grouped, full = make(kv_heads=2), make()
+    qkv = grouped.params["transformer"]["blocks"]["qkv"]["kernel"]  # (2, 32, (4 + 2 + 2) * 8)
+    q, k, v = jnp.split(qkv.reshape(2, 32, 8, 8), [4, 6], axis=2)
+    repeated = jnp.concatenate([q, k.repeat(2, axis=2), v.repeat(2, axis=2)], axis=2).reshape(2, 32, -1)
+    blocks = {**grouped.params["transformer"]["blocks"], "qkv": {"kernel": repeated}}
+    full.params = {**grouped.params, "transformer": {**grouped.params["transformer"], "blocks": blocks}}
+    ids, labels = grouped.batch()
+    np.testing.assert_allclose(logits(grouped, ids, labels), logits(full, ids, labels), atol=1e-5)
+
+
+def test_rematerialisation_changes_no_gradient(make):
+    results = {}
+    for policy in ("none", "dots", "full"):
+        case = make(remat=policy, dropout=0.2, label_dropout=0.5)  # whose masks must be drawn again alike
+        ids, labels = case.batch()
+        loss = lambda p, case=case: case.description.merge(p).loss(Tokens(ids), labels, key=jax.random.key(3))[0]  # noqa: E731, B023
+        results[policy] = jax.jit(jax.value_and_grad(loss))(case.params)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(results["none"][1]))
+    for policy in ("dots", "full"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), results[policy], results["none"])
+
+
+def test_loss_is_the_mean_cross_entropy_of_the_next_tokens(make):
+    case = make()
+    ids, labels = case.batch()
+    rows = logits(case, ids, labels).astype(np.float64)
+    log_probs = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+    loss, metrics = case.generator.loss(Tokens(ids), labels)
+    np.testing.assert_allclose(loss, -np.take_along_axis(log_probs, np.asarray(ids), -1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["token_accuracy"], (rows.argmax(-1) == np.asarray(ids)[..., 0]).mean())
+    np.testing.assert_allclose(case.generator.head.log_probs(jnp.asarray(rows, jnp.float32)), log_probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_first_loss_is_that_of_a_uniform_guess(make, dtype):
+    case = make(codes=37, dtype=dtype, dropout=0.1)
+    params = case.description.init(jax.random.key(0))
+    ids, labels = case.batch()
+    for key in (None, jax.random.key(0)):
+        loss, _ = case.description.merge(params).loss(Tokens(ids), labels, key=key)
+        assert loss == np.float32(np.log(37)) or abs(loss - np.log(37)) < 5e-7 * np.log(37)
+
+
+def test_label_dropout_replaces_its_share_by_no_class():
+    init = nnx.initializers.normal(1.0)
+    condition = ClassCondition(10, 4, dropout=0.1, init=init, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    labels = jnp.arange(20_000) % 10
+    dropped = np.asarray(condition.drop(labels, jax.random.key(0)))
+    gone = dropped == 10
+    np.testing.assert_array_equal(dropped[~gone], np.asarray(labels)[~gone])
+    assert abs(gone.mean() - 0.1) < 4 * np.sqrt(0.09 / 20_000)
+    assert abs(gone[::10].mean() - 0.1) < 4 * np.sqrt(0.09 / 2000)  # of each class
+    assert condition.table.table.shape == (11, 4)
+    np.testing.assert_array_equal(condition(jnp.array([10]))[0, 0], condition.table.table[...][10])
+
+
+def test_training_with_all_labels_dropped_is_unconditional(make):
+    case = make(label_dropout=1.0)
+    ids, labels = case.batch()
+    dropped, _ = case.generator.loss(Tokens(ids), labels, key=jax.random.key(0))
+    unconditional, _ = case.generator.loss(Tokens(ids), jnp.full_like(labels, case.classes))
+    conditional, _ = case.generator.loss(Tokens(ids), labels)
+    np.testing.assert_allclose(dropped, unconditional, rtol=1e-6)
+    assert abs(dropped - conditional) > 1e-3
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation(make):
+    case = make(dropout=0.3, label_dropout=0.0)
+    ids, labels = case.batch()
+    batch = {"ids": ids, "label": labels}
+    learner = GeneratorLearner(case.description)
+    params = {"generator": case.params}
+    plain = learner.heldout(case.params, batch)["loss"]
+    train = [learner.loss(params, {}, batch, jax.random.key(seed), jnp.zeros((), int))[0] for seed in (0, 0, 1)]
+    assert train[0] == train[1]
+    assert abs(train[0] - train[2]) > 1e-4
+    assert abs(train[0] - plain) > 1e-4
+    np.testing.assert_allclose(plain, make(dropout=0.0).generator.loss(Tokens(ids), labels)[0], rtol=1e-6)
+
+
+def test_bfloat16_gives_float32_logits_near_those_of_float32(make):
+    exact, rough = make(), make(dtype="bfloat16")
+    ids, labels = exact.batch()
+    wide, narrow = logits(exact, ids, labels), logits(rough, ids, labels)
+    assert narrow.dtype == np.float32
+    assert 0 < np.abs(wide - narrow).max() < 0.1 * wide.std()
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [("B", 110888448), ("L", 342910976), ("XL", 774699520), ("XXL", 1410972672), ("3B", 3096659200)],
+)
+def test_llamagens_sizes_have_its_numbers_of_parameters(size, parameters):
+    config = llamagen.get_config(f"size={size}")
+    spec = TokenSpec(Grid(16, 16), (config.tokenizer.quantizer.codes,))
+    description = describe(
+        lambda rngs: build("generator", GENERATORS, config.generator.to_dict(), spec=spec, classes=1000, rngs=rngs)
+    )
+    assert parameter_count(description.shapes) == parameters
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layout": "rastor"}, "unknown layout 'rastor'; did you mean 'raster'"),
+        ({"head": "categorial"}, "did you mean 'categorical'"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'"),
+        ({"remat": "dot"}, "unknown rematerialisation policy 'dot'; did you mean 'dots'"),
+        ({"heads": 5}, "width 32 with 5 heads"),
+        ({"heads": 16}, "multiple of 4"),
+        ({"kv_heads": 3}, "kv_heads must divide heads"),
+    ],
+)
+def test_a_mistaken_field_is_told(fields, message):
+    options = {"width": 32, "depth": 1, "heads": 4} | fields
+    with pytest.raises(UserError, match=message):
+        describe(lambda rngs: Generator(spec=TokenSpec(Grid(2, 2), (3,)), classes=2, **options, rngs=rngs))

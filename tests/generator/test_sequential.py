@@ -1,0 +1,115 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from generator.sampling.distribution import Filters, gumbel_noise, target_distribution
+from generator.sampling.guidance import guidance_scales
+from generator.sampling.sequential import SAMPLERS, sequential
+from models.registry import build
+from models.tokens import Tokens
+
+PLAIN = {"name": "sequential", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0,
+         "guidance_schedule": "constant", "guidance_interval": (0.0, 1.0)}  # fmt: skip
+
+
+def sample(case, labels, images, *, scales, filters=Filters(), seed=0):  # noqa: B008
+    run = lambda params: sequential(case.sampling.merge(params), labels, images, seed=seed, filters=filters, scales=scales)  # noqa: E731
+    out = jax.jit(run)(case.sampling_params)
+    return np.asarray(out.tokens.ids)[..., 0], np.asarray(out.calls)
+
+
+def slow_sample(case, labels, images, *, scales, filters=Filters(), seed=0):  # noqa: B008
+    """Token after token with the full forward of both conditions, no cache."""
+    full = jax.jit(lambda p, ids, labels: case.description.merge(p).logits(Tokens(ids[..., None]), labels))
+    ids = np.zeros((len(labels), case.spec.positions), np.int32)
+    for t in range(ids.shape[1]):
+        conditional = full(case.params, ids, labels)[:, t]
+        unconditional = full(case.params, ids, jnp.full_like(labels, case.classes))[:, t]
+        guided = unconditional + scales[t] * (conditional - unconditional)
+        log_probs = target_distribution(guided, None, 1.0, filters)
+        noise = gumbel_noise(seed, images, jnp.full((len(labels), 1), t), case.codes)[:, 0]
+        ids[:, t] = np.argmax(np.asarray(log_probs) + np.asarray(noise), axis=-1)
+    return ids
+
+
+SCALES = {  # with the calls of the model: one a token, and one more wherever guidance comes back
+    "off": (np.ones(12), 12),
+    "on": (np.full(12, 2.5), 12),
+    "rising": (guidance_scales(12, scale=3.0, schedule="linear", interval=(0.0, 1.0)), 13),
+    "in the middle": (guidance_scales(12, scale=3.0, schedule="constant", interval=(0.3, 0.7)), 13),
+    "twice": (np.array([3, 3, 1, 1, 1, 2, 2, 1, 1, 4, 1, 1]), 14),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_tokens_are_those_of_a_slow_loop_that_always_computes_both(make, name):
+    case, (scales, calls) = make(), SCALES[name]
+    labels, images = jnp.array([1, 4, 0, 1]), jnp.array([7, 0, 3, 8])
+    options = {"scales": scales.astype(np.float32), "filters": Filters(temperature=1.2, top_k=9), "seed": 5}
+    found, called = sample(case, labels, images, **options)
+    np.testing.assert_array_equal(found, slow_sample(case, labels, images, **options))
+    np.testing.assert_array_equal(called, [calls] * 4)
+
+
+def test_an_image_depends_on_its_seed_and_index_alone(make):
+    case, scales = make(), np.full(12, 2.0, np.float32)
+    labels, images = jnp.arange(16) % 5, jnp.arange(16)
+    together, _ = sample(case, labels, images, scales=scales)
+    run = jax.jit(lambda params, labels, images: sequential(
+        case.sampling.merge(params), labels, images, seed=0, filters=Filters(), scales=scales).tokens.ids[..., 0])  # fmt: skip
+    for size in (1, 4):
+        parts = [run(case.sampling_params, labels[i : i + size], images[i : i + size]) for i in range(0, 16, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), together)
+    order = np.random.default_rng(0).permutation(16)
+    np.testing.assert_array_equal(run(case.sampling_params, labels[order], images[order]), together[order])
+    assert len(np.unique(together, axis=0)) == 16
+    other, _ = sample(case, labels, images, scales=scales, seed=1)
+    assert (other != together).any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    ("scale", "fields"), [(1.0, {}), (2.0, {"temperature": 1.3}), (1.5, {"top_p": 0.7})], ids=["plain", "guided", "top_p"]
+)
+def test_sampled_sequences_follow_the_exact_joint_distribution(make, scale, fields):
+    case, count, filters = make(height=2, width=2, codes=3, classes=2, scale=1.5), 4096, Filters(**fields)
+    scales = np.full(4, scale, np.float32)
+    every = np.array(list(itertools.product(range(3), repeat=4)), np.int32)
+    tokens, labels = Tokens(jnp.asarray(every)[..., None]), jnp.ones(81, int)
+    conditional, unconditional = (case.generator.logits(tokens, labels * label) for label in (1, 2))
+    log_probs = np.asarray(target_distribution(conditional, unconditional, jnp.full((81, 4), scale), filters), np.float64)
+    exact = np.exp(np.take_along_axis(log_probs, every[..., None], -1)[..., 0].sum(-1))
+    np.testing.assert_allclose(exact.sum(), 1, atol=1e-5)
+    ids, _ = sample(case, jnp.ones(count, int), jnp.arange(count), scales=scales, filters=filters)
+    counts = np.bincount(ids @ np.array([27, 9, 3, 1]), minlength=81)
+    assert (counts[exact == 0] == 0).all()
+    common = exact * count >= 5
+    assert common.sum() > 10
+    rare = [counts[~common].sum()], [exact[~common].sum() * count]
+    found, expected = np.append(counts[common], rare[0]), np.append(exact[common] * count, rare[1])
+    found, expected = found[expected > 0], expected[expected > 0]
+    assert stats.chisquare(found, expected * found.sum() / expected.sum()).pvalue > 0.001
+
+
+def test_a_config_section_builds_the_same_sampler(make):
+    case = make()
+    section = PLAIN | {"guidance_scale": 3.0, "guidance_schedule": "cosine", "guidance_interval": [0.2, 0.9], "top_k": 5}
+    sampler = build("sampler", SAMPLERS, section, positions=12, seed=4)
+    labels, images = jnp.array([0, 3]), jnp.array([2, 6])
+    out = jax.jit(lambda params: sampler(case.sampling.merge(params), labels, images))(case.sampling_params)
+    scales = guidance_scales(12, scale=3.0, schedule="cosine", interval=(0.2, 0.9))
+    expected, calls = sample(case, labels, images, scales=scales, filters=Filters(top_k=5), seed=4)
+    np.testing.assert_array_equal(out.tokens.ids[..., 0], expected)
+    np.testing.assert_array_equal(out.calls, calls)
+
+
+def test_greedy_sampling_is_the_argmax_of_every_step(make):
+    case = make()
+    labels, images = jnp.array([0, 3]), jnp.array([2, 6])
+    scales = np.ones(12, np.float32)
+    ids, _ = sample(case, labels, images, scales=scales, filters=Filters(temperature=0.0))
+    rows = case.generator.logits(Tokens(jnp.asarray(ids)[..., None]), labels)
+    np.testing.assert_array_equal(rows.argmax(-1), ids)

@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models.layers import Embedding, Linear, RMSNorm, dropout
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)), jnp.float32)
+NORMAL = nnx.initializers.normal(0.5)
+
+
+def test_rms_norm_divides_by_the_root_of_the_mean_square_plus_epsilon():
+    norm = RMSNorm(16, epsilon=0.1)
+    norm.scale[...] = jnp.arange(16.0)
+    wide = np.asarray(X, np.float64)
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 0.1) * np.arange(16)
+    np.testing.assert_allclose(norm(X), expected, atol=1e-5)
+
+
+def test_rms_norm_of_bfloat16_has_statistics_in_float32():
+    # In bfloat16 the mean of 256 squares of 1 + 2 ** -5 would be off by 2 ** -8.
+    x = jnp.full((1, 256), 1 + 2**-5, jnp.bfloat16).at[0, 0].set(300)
+    out = RMSNorm(256)(x)
+    assert out.dtype == jnp.bfloat16
+    wide = np.asarray(x, np.float64)
+    expected = wide / np.sqrt((wide**2).mean() + 1e-5)
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, rtol=2**-8)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_is_an_einsum_over_the_last_axis(bias):
+    layer = Linear(16, 5, ("embed", "mlp"), bias=bias, init=NORMAL, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    if bias:
+        layer.bias[...] = jnp.arange(5.0)
+    expected = np.einsum("bti,io->bto", np.asarray(X, np.float64), np.asarray(layer.kernel[...], np.float64))
+    expected += np.arange(5) * bias
+    np.testing.assert_allclose(layer(X), expected, atol=1e-5)
+    np.testing.assert_allclose(layer(X[0, 0]), expected[0, 0], atol=1e-5)
+
+
+def test_linear_keeps_float32_parameters_and_computes_in_its_dtype():
+    layer = Linear(16, 5, ("embed", "mlp"), init=NORMAL, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert layer.kernel[...].dtype == jnp.float32
+    assert layer(X).dtype == jnp.bfloat16
+
+
+def test_embedding_looks_rows_up():
+    table = Embedding(7, 4, init=NORMAL, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    ids = jnp.array([[6, 0], [3, 3]])
+    np.testing.assert_array_equal(table(ids), np.asarray(table.table[...])[ids])
+
+
+def test_dropout_zeroes_a_share_and_keeps_the_mean():
+    x = jnp.ones((200, 500))
+    out = np.asarray(dropout(x, 0.2, jax.random.key(0)))
+    np.testing.assert_allclose(np.unique(out), [0, 1.25])
+    deviation = np.sqrt(0.2 * 0.8 / x.size)
+    assert abs((out == 0).mean() - 0.2) < 4 * deviation
+    assert abs(out.mean() - 1) < 4 * deviation / 0.8
+
+
+def test_dropout_is_off_without_a_key_or_a_rate():
+    np.testing.assert_array_equal(dropout(X, 0.5, None), X)
+    np.testing.assert_array_equal(dropout(X, 0.0, jax.random.key(0)), X)
