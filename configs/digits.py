@@ -21,5 +21,5 @@ def get_config() -> ConfigDict:
     config.training.generator = base.stage(
         steps=600, batch_size=64, learning_rate=3e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99, save_every=300
     )
-    config.sampler.guidance_scale = 3.0
+    config.sampler.guidance_scale = 2.5
     return config
