@@ -35,6 +35,6 @@ class GeneratorLearner:
         """Metrics of the averaged generator on held-out tokens: `loss` in nats per token."""
         return self.description.merge(params).loss(Tokens(batch["ids"]), batch["label"])[1]
 
-    def after_update(self, params: Params, statistics: Params) -> Params:
+    def after_update(self, params: Params, statistics: Params) -> tuple[Params, Params]:
         """Nothing is changed but by gradients."""
-        return params
+        return params, statistics

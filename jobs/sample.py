@@ -89,7 +89,7 @@ class Sampler:
     def __init__(self, config: ConfigDict, workdir: Path):
         tokenizer = describe_tokenizer(config)
         spec = token_spec(tokenizer)
-        sample = build("sampler", SAMPLERS, config.sampler, positions=spec.positions, seed=config.seed)
+        sample = build("sampler", SAMPLERS, config.sampler.to_dict(), positions=spec.positions, seed=config.seed)
         stacked = describe_generator(config, spec, scan_layers=True)
         generator = describe_generator(config, spec, scan_layers=False)
         params, self.step = load("generator", stacked, workdir)

@@ -26,13 +26,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for stage in config.stages:
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
-        section = config.training[stage]
-        if trained_steps(stage, workdir) >= section.steps:
-            print(f"{stage}: trained already ({section.steps} steps)")
+        section = config.training[stage].to_dict()
+        if trained_steps(stage, workdir) >= section["steps"]:
+            print(f"{stage}: trained already ({section['steps']} steps)")
             continue
         learner, dataset, heldout = STAGES[stage](config, workdir, section)
-        mesh = sharding.make_mesh(config.mesh)
-        train(learner, dataset, heldout, section.to_dict(), workdir / stage, mesh=mesh, seed=config.seed)
+        mesh = sharding.make_mesh(config.mesh.to_dict())
+        train(learner, dataset, heldout, section, workdir / stage, mesh=mesh, seed=config.seed)
 
 
 def tokenizer_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Any, Heldout]:

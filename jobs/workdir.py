@@ -102,7 +102,7 @@ def describe_tokenizer(config: ConfigDict) -> Description[Tokenizer]:
     """The config's tokenizer, without its arrays."""
     return describe(
         lambda rngs: build(
-            "tokenizer", TOKENIZERS, config.tokenizer, resolution=config.data.resolution,
+            "tokenizer", TOKENIZERS, config.tokenizer.to_dict(), resolution=config.data.resolution,
             image_channels=config.data.channels, rngs=rngs,
         )
     )  # fmt: skip
@@ -112,7 +112,7 @@ def describe_generator(config: ConfigDict, spec: TokenSpec, *, scan_layers: bool
     """The config's generator, without its arrays: layers stacked for training, apart for sampling."""
     return describe(
         lambda rngs: build(
-            "generator", GENERATORS, config.generator, spec=spec, classes=config.data.classes, scan_layers=scan_layers,
+            "generator", GENERATORS, config.generator.to_dict(), spec=spec, classes=config.data.classes, scan_layers=scan_layers,
             rngs=rngs,
         )
     )  # fmt: skip

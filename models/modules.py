@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import jax
 from flax import nnx
 
-Params = dict[str, Any]
+Params = dict[Any, Any]  # names, or numbers in lists of modules
 M = TypeVar("M", bound=nnx.Module)
 
 

@@ -35,7 +35,7 @@ def make_mesh(config: Mapping[str, int]) -> Mesh:
     sizes = [config[axis] for axis in MESH_AXES]
     if sizes.count(-1) == 1:
         known = math.prod(size for size in sizes if size != -1)
-        sizes[sizes.index(-1)] = len(devices) // known
+        sizes[sizes.index(-1)] = len(devices) // max(known, 1)
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
         asked = " x ".join(f"{axis} {config[axis]}" for axis in MESH_AXES)
         raise UserError(f"mesh {asked} does not fit {len(devices)} devices; the sizes must multiply to that.")

@@ -25,7 +25,7 @@ class Losses:
       adversarial: of the hinge PatchGAN; 0 trains without a discriminator.
       adversarial_start: step from which it counts.
       discriminator_channels: of its first layer.
-      discriminator_layers: strided layers after the first.
+      discriminator_layers: after the first; all but the last halve the size.
     """
 
     l1: float = 0.0
@@ -119,9 +119,9 @@ class TokenizerLearner:
             "psnr": jnp.mean(10 * jnp.log10(4 / jnp.mean(error**2, axis=(1, 2, 3)))),
         }
 
-    def after_update(self, params: Params, statistics: Params) -> Params:
-        """Revive dead codes."""
+    def after_update(self, params: Params, statistics: Params) -> tuple[Params, Params]:
+        """Revive dead codes, once a step."""
         autoencoder = params["autoencoder"]
         quantizer = self.description.merge(autoencoder).quantizer
-        codebook = quantizer.revive(autoencoder["quantizer"], statistics)
-        return {**params, "autoencoder": {**autoencoder, "quantizer": codebook}}
+        codebook, statistics = quantizer.revive(autoencoder["quantizer"], statistics)
+        return {**params, "autoencoder": {**autoencoder, "quantizer": codebook}}, statistics

@@ -106,7 +106,7 @@ def make_step(learner: Any, config: Mapping[str, Any], seed: int) -> Callable[[S
             )
             updated[player] = optax.apply_updates(params[player], updates)
             metrics[f"gradient_norm/{player}"] = optax.global_norm(grads[player])
-        updated = learner.after_update(updated, statistics)
+        updated, statistics = learner.after_update(updated, statistics)
         decay = jnp.minimum(config["ema_decay"], (1 + number) / (10 + number))  # short at first, as nothing is learned
         ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state["ema"], updated[first_player(learner)])
         metrics["learning_rate"] = schedule(number)

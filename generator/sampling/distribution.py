@@ -21,7 +21,7 @@ class Filters:
     Attributes:
       temperature: divides the logits; 0 is greedy.
       top_k: only the k most probable codes (and ties of the last) stay; 0 keeps all.
-      top_p: of those, only the smallest set of probability >= p stays (arXiv:1904.09751); 1 keeps all.
+      top_p: of those, the most probable stay until their sum exceeds p (arXiv:1904.09751), and ties of the last; 1 keeps all.
     """
 
     temperature: float = 1.0
@@ -51,7 +51,10 @@ def target_distribution(
     logits = conditional
     if unconditional is not None:
         logits = unconditional + jnp.asarray(scale)[..., None] * (conditional - unconditional)
-    logits = logits / max(filters.temperature, 1e-5)
+    if filters.temperature == 0:
+        best = jnp.argmax(logits, axis=-1, keepdims=True)
+        return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
+    logits = logits / filters.temperature
     if 0 < filters.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, filters.top_k)[0][..., -1:]
         logits = jnp.where(logits >= kth, logits, -jnp.inf)

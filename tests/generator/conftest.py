@@ -12,18 +12,21 @@ class Case:
     """A small generator in both its forms, every parameter random (the head's too)."""
 
     def __init__(self, *, height=3, width=4, codes=17, classes=5, seed=0, scale=1.0, **options):
-        self.options = {"width": 32, "depth": 2, "heads": 4, "mlp": 48, "dropout": 0.0, "init_std": 0.15} | options
+        self.options = {"width": 32, "depth": 2, "heads": 4, "mlp": 48, "dropout": 0.0} | options
         spec = TokenSpec(Grid(height, width), (codes,))
         shared = {"spec": spec, "classes": classes}
         self.spec, self.codes, self.classes = spec, codes, classes
         self.description = describe(lambda rngs: Generator(**shared, **self.options, scan_layers=True, rngs=rngs))
         self.sampling = describe(lambda rngs: Generator(**shared, **self.options, scan_layers=False, rngs=rngs))
         rng = np.random.default_rng(seed)
-        params = jax.tree.map(np.asarray, self.description.init(jax.random.key(seed)))
-        params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
-        kernel = params["head"]["projection"]["kernel"]
-        params["head"]["projection"]["kernel"] = scale * rng.normal(size=kernel.shape).astype(np.float32) / 5
-        self.params = jax.tree.map(jnp.asarray, params)
+
+        def random(path, leaf):
+            name = jax.tree_util.keystr(path)
+            noise = rng.normal(size=leaf.shape)
+            return 1 + 0.1 * noise if "scale" in name else noise * (scale / 5 if "head" in name else 0.18)
+
+        params = jax.tree_util.tree_map_with_path(random, self.description.shapes)
+        self.params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
         self.sampling_params = sampling_params(self.params, self.options["depth"])
 
     @property

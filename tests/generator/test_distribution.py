@@ -42,7 +42,9 @@ def test_filters_follow_a_float64_reference_in_their_order(fields):
 def test_top_p_is_a_share_of_what_top_k_left():
     logits = jnp.log(jnp.array([0.3, 0.25, 0.2, 0.15, 0.1]))
     found = np.exp(target_distribution(logits, None, 1.0, Filters(top_k=2, top_p=0.5)))
-    np.testing.assert_allclose(found, [1, 0, 0, 0, 0], atol=1e-6)  # 0.3 is 0.55 of the two; alone it would need a second
+    np.testing.assert_allclose(
+        found, [1, 0, 0, 0, 0], atol=1e-6
+    )  # 0.3 is 0.55 of the two; alone it would need a second
     found = np.exp(target_distribution(logits, None, 1.0, Filters(top_p=0.5)))
     np.testing.assert_allclose(found, [0.3 / 0.55, 0.25 / 0.55, 0, 0, 0], atol=1e-6)
 
@@ -94,7 +96,9 @@ def test_guidance_is_unconditional_plus_scale_times_the_difference(scale):
 def test_guidance_comes_before_the_filters_and_may_differ_by_row():
     conditional, unconditional, scales = ROWS[:3], ROWS[3:], np.array([0.5, 2.0, 3.0], np.float32)
     fields = {"temperature": 1.5, "top_k": 6, "top_p": 0.7}
-    found = target_distribution(jnp.asarray(conditional), jnp.asarray(unconditional), jnp.asarray(scales), Filters(**fields))
+    found = target_distribution(
+        jnp.asarray(conditional), jnp.asarray(unconditional), jnp.asarray(scales), Filters(**fields)
+    )
     for row, c, u, scale in zip(np.exp(found), conditional, unconditional, scales):
         np.testing.assert_allclose(row, reference(u + scale * (c - u), **fields), atol=2e-6)
 

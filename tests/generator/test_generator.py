@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +109,7 @@ def chunks(layout, lengths):
         while at < layout.slots and layout.time[at] == layout.time[at - 1]:
             at += 1
         cuts.append(min(at, layout.slots))
-    return [(start, stop) for start, stop in zip(cuts, cuts[1:]) if start < stop]
+    return [(start, stop) for start, stop in pairwise(cuts) if start < stop]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -188,7 +190,8 @@ def test_grouped_queries_are_full_attention_with_repeated_key_heads(make):
 def test_rematerialisation_changes_no_gradient(make):
     results = {}
     for policy in ("none", "dots", "full"):
-        case = make(remat=policy, dropout=0.2, label_dropout=0.5)  # whose masks must be drawn again alike
+        # The masks of dropout must be drawn again alike.
+        case = make(height=2, width=2, codes=5, remat=policy, dropout=0.2, label_dropout=0.5)
         ids, labels = case.batch()
         loss = lambda p, case=case: case.description.merge(p).loss(Tokens(ids), labels, key=jax.random.key(3))[0]  # noqa: E731, B023
         results[policy] = jax.jit(jax.value_and_grad(loss))(case.params)

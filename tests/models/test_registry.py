@@ -41,7 +41,9 @@ def test_an_unknown_name_offers_the_nearest():
 )  # fmt: skip
 def test_an_unknown_field_offers_the_nearest(section, near):
     field = next(key for key in section if key != "name")
-    with pytest.raises(UserError, match=rf"shape '{section['name']}': unknown field '{field}'; did you mean '{near}'\?"):
+    with pytest.raises(
+        UserError, match=rf"shape '{section['name']}': unknown field '{field}'; did you mean '{near}'\?"
+    ):
         build("shape", TABLE, section, rngs=None)
 
 

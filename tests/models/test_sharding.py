@@ -60,7 +60,9 @@ def test_a_mesh_that_does_not_fit_is_the_users_mistake(config):
 def test_a_tree_of_shapes_gets_a_tree_of_shardings():
     mesh = make_mesh({"data": 1, "fsdp": -1})
     shape = jax.ShapeDtypeStruct((mesh.size * 2, 3), jnp.float32)
-    placed = shardings({"a": {"kernel": shape}, "b": shape}, {"a": {"kernel": ("embed", "mlp")}, "b": (None, "mlp")}, mesh)
+    placed = shardings(
+        {"a": {"kernel": shape}, "b": shape}, {"a": {"kernel": ("embed", "mlp")}, "b": (None, "mlp")}, mesh
+    )
     assert placed["a"]["kernel"].spec == P(("fsdp",))
     assert placed["b"].spec == P()
     assert batch_sharding(mesh).spec == P(("data", "fsdp"))

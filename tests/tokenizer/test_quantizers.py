@@ -142,13 +142,14 @@ def test_exactly_the_dead_codes_restart_at_latents_of_the_batch(l2_norm):
     dead = np.asarray(statistics["usage"]) < 0.2 / CODES
     assert dead[8]
     assert not dead[9:].any()
-    revived = np.asarray(quantizer.revive(params, statistics)["codebook"])
+    revived, renewed = quantizer.revive(params, statistics)
+    revived = np.asarray(revived["codebook"])
     np.testing.assert_array_equal(revived[~dead], params["codebook"][~dead])
     pool = compared(z, l2_norm).reshape(-1, WIDTH)
     distance = np.linalg.norm(revived[dead][:, None] - pool, axis=-1).min(-1)
     assert (distance < 1e-5).all()
     usage = np.where(dead, 1 / CODES, statistics["usage"])  # revived codes start with an average share
-    after = quantizer.update_statistics(statistics, z, ids, jax.random.key(1))["usage"]
+    after = quantizer.update_statistics(renewed, z, ids, jax.random.key(1))["usage"]
     share = np.bincount(np.asarray(ids).ravel(), minlength=CODES) / 60
     np.testing.assert_allclose(after, 0.5 * usage + 0.5 * share, rtol=1e-5)
 

@@ -20,7 +20,17 @@ def make(**options):
 
 @pytest.fixture(scope="module")
 def small():
-    return make().init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def random(path, leaf):
+        noise = rng.normal(size=leaf.shape)
+        if "scale" in jax.tree_util.keystr(path):
+            noise = 1 + 0.1 * noise
+        elif leaf.ndim == 4:
+            noise /= np.sqrt(np.prod(leaf.shape[:3]))
+        return jnp.asarray(noise, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(random, make().shapes)
 
 
 def images(*, count=2, side=8, channels=3):
@@ -119,7 +129,10 @@ def test_a_resolution_that_the_stride_does_not_divide_is_the_users_mistake(resol
         ({"encoder": "convolution"}, "unknown encoder 'convolution'; did you mean 'convolutional'"),
         ({"decoder": "vit"}, "unknown decoder 'vit'"),
         ({"dtype": "float16"}, "unknown dtype"),
-        ({"quantizer": {"name": "vectors", "codes": 9, "width": 4}}, "unknown quantizer 'vectors'; did you mean 'vector'"),
+        (
+            {"quantizer": {"name": "vectors", "codes": 9, "width": 4}},
+            "unknown quantizer 'vectors'; did you mean 'vector'",
+        ),
         ({"quantizer": {"name": "vector", "code": 9, "width": 4}}, "unknown field 'code'; did you mean 'codes'"),
     ],
 )

@@ -21,7 +21,9 @@ def tiny_config():
     config.tokenizer.quantizer.update(codes=16, width=4)
     config.generator.update(width=16, depth=2, heads=2, mlp=32, dropout=0.0, label_dropout=0.0)
     for stage in (config.training.tokenizer, config.training.generator):
-        stage.update(steps=6, batch_size=8, warmup_steps=0, save_every=2, log_every=1, schedule="constant")
+        stage.update(
+            steps=6, batch_size=8, learning_rate=2e-3, warmup_steps=0, save_every=2, log_every=1, schedule="constant"
+        )
     return config
 
 

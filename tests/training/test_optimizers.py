@@ -31,7 +31,7 @@ def test_schedule_begins_peaks_and_ends_where_it_should(name, warmup):
 def test_unknown_schedule_and_optimizer_offer_the_nearest():
     with pytest.raises(UserError, match="did you mean 'cosine'"):
         learning_rate_schedule(section(schedule="cosin"))
-    with pytest.raises(UserError, match="did you mean 'adamw'"):
+    with pytest.raises(UserError, match="did you mean 'adam'"):
         make_optimizer(section(optimizer={"name": "adamv"}), {})
 
 

@@ -83,12 +83,10 @@ class VectorQuantizer(nnx.Module):
     def update_statistics(
         self, statistics: Params, z: Float[Array, "*B D"], ids: Int[Array, "*B 1"], key: jax.Array
     ) -> Params:
-        """Follow the codes' shares; draw a latent of the batch for each code that is dead now."""
+        """Follow the codes' shares; draw a latent of the batch for each code, should it be dead."""
         codes, latents = self.spec_sizes[0], z.reshape(-1, self.width).astype(jnp.float32)
-        # A code that the last update revived starts with an average code's share.
-        before = jnp.where(self.dead(statistics), 1 / codes, statistics["usage"])
         share = jnp.zeros(codes).at[ids.reshape(-1)].add(1.0) / ids.size
-        usage = self.usage_decay * before + (1 - self.usage_decay) * share
+        usage = self.usage_decay * statistics["usage"] + (1 - self.usage_decay) * share
         candidates = latents[jax.random.randint(key, (codes,), 0, len(latents))]
         return {"usage": usage, "candidates": normalise(candidates) if self.l2_norm else candidates}
 
@@ -96,7 +94,9 @@ class VectorQuantizer(nnx.Module):
         """Which codes are used too little."""
         return statistics["usage"] < self.revive_below / self.spec_sizes[0]
 
-    def revive(self, params: Params, statistics: Params) -> Params:
-        """The quantizer's parameters with dead codes restarted at their candidates."""
-        codebook = jnp.where(self.dead(statistics)[:, None], statistics["candidates"], params["codebook"])
-        return {**params, "codebook": codebook}
+    def revive(self, params: Params, statistics: Params) -> tuple[Params, Params]:
+        """Parameters with dead codes restarted at their candidates, statistics with the share of an average code."""
+        dead = self.dead(statistics)
+        codebook = jnp.where(dead[:, None], statistics["candidates"], params["codebook"])
+        usage = jnp.where(dead, 1 / self.spec_sizes[0], statistics["usage"])
+        return {**params, "codebook": codebook}, {**statistics, "usage": usage}

@@ -1,0 +1,79 @@
+"""Sampling: a picture belongs to (seed, index), and a batch is one program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jobs.sample import Sampler, asked_classes, to_uint8
+from jobs.workdir import read_config
+from models.errors import UserError
+
+LABELS = np.arange(16, dtype=np.int32) % 10
+
+
+@pytest.fixture(scope="module")
+def sampler(workdir):
+    return Sampler(read_config(workdir), workdir)
+
+
+@pytest.fixture(scope="module")
+def all_at_once(sampler):
+    return sampler(LABELS, 16)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5])
+def test_images_do_not_depend_on_the_batch_size(sampler, all_at_once, batch_size):
+    samples = sampler(LABELS, batch_size)
+    np.testing.assert_array_equal(samples.ids, all_at_once.ids)
+    np.testing.assert_array_equal(samples.images, all_at_once.images)
+    assert samples.images.shape == (16, 16, 16, 1)
+
+
+def test_images_differ_from_one_another_and_follow_the_seed(workdir, sampler, all_at_once):
+    assert len(np.unique(all_at_once.ids.reshape(16, -1), axis=0)) == 16
+    config = read_config(workdir)
+    config.seed = 1
+    other = Sampler(config, workdir)(LABELS, 16)
+    assert (other.ids != all_at_once.ids).any(axis=(1, 2)).all()
+
+
+def test_calls_of_the_model_are_one_a_token(all_at_once):
+    assert all_at_once.calls == 16  # 4 x 4 tokens
+
+
+def programs(function, folder):
+    """How many XLA programs ran on the devices while `function` did, counted in the profiler's trace."""
+    with jax.profiler.trace(str(folder)):
+        function()
+    (file,) = folder.rglob("*.xplane.pb")
+    data = jax.profiler.ProfileData.from_file(str(file))
+    events = [event.name for plane in data.planes for line in plane.lines for event in line.events]
+    return sum("Executable::ExecuteHelper" in name for name in events), events
+
+
+def test_a_batch_is_one_program(sampler, all_at_once, tmp_path):
+    sampler(LABELS, 4)  # compiled before it is counted
+    twice = jax.jit(lambda x: x + 1)
+    x = jax.block_until_ready(twice(jnp.zeros(3)))
+    one, events = programs(lambda: twice(x).block_until_ready(), tmp_path / "one")
+    assert one > 0, sorted(set(events))
+    two, _ = programs(lambda: twice(twice(x)).block_until_ready(), tmp_path / "two")
+    assert two == 2 * one  # it is executions that are counted
+    batches, _ = programs(lambda: sampler(LABELS, 4), tmp_path / "batches")
+    assert batches == 4 * one
+    batch, _ = programs(lambda: sampler(LABELS[:4], 4), tmp_path / "batch")
+    assert batch == one
+
+
+def test_asked_classes_come_in_turn_and_must_be_known():
+    assert asked_classes((-1,), 3, 5).tolist() == [0, 1, 2, 0, 1]
+    assert asked_classes((2, 0), 3, 5).tolist() == [2, 0, 2, 0, 2]
+    for label in (3, -2):
+        with pytest.raises(UserError, match=f"class {label} .* 0 to 2"):
+            asked_classes((0, label), 3, 5)
+
+
+def test_pixels_are_rounded_to_the_nearest_and_clipped():
+    values = jnp.array([-2.0, -1.0, -1 + 0.4 / 127.5, -1 + 0.6 / 127.5, 0.999, 1.0, 3.0]).reshape(1, 1, -1, 1)
+    assert to_uint8(values).reshape(-1).tolist() == [0, 0, 0, 1, 255, 255, 255]

@@ -1,0 +1,207 @@
+"""Which checkpoints are kept, and what damage does."""
+
+import json
+import logging
+import shutil
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.errors import UserError
+from training.checkpoints import Checkpoints
+
+
+def tree(value):
+    return {"a": jnp.arange(4096.0) * value, "b": {"c": jnp.full((3, 2), value, jnp.int32)}}
+
+
+def batches():
+    return iter(grain.MapDataset.range(100).to_iter_dataset())
+
+
+def shapes(found):
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), found)
+
+
+def steps(directory):
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def save(directory, losses, **options):
+    """Checkpoints with these held-out losses by step; before each one batch is drawn."""
+    checkpoints, iterator = Checkpoints(directory, **options), batches()
+    for step, loss in losses.items():
+        next(iterator)
+        checkpoints.save(step, {"ema": tree(step), "state": tree(-step)}, iterator, loss=loss)
+    checkpoints.close()
+
+
+def restore(directory, iterator=None):
+    checkpoints = Checkpoints(directory)
+    found = checkpoints.restore(shapes({"ema": tree(0), "state": tree(0)}), iterator)
+    checkpoints.close()
+    return found
+
+
+def test_newest_and_best_are_kept(tmp_path):
+    save(tmp_path, {10: 0.9, 20: 0.1, 30: 0.5, 40: 0.4, 50: 0.3}, keep_last=2, keep_best=1)
+    assert steps(tmp_path) == [20, 40, 50]
+
+
+def test_newest_only(tmp_path):
+    save(tmp_path, {10: 0.9, 20: 0.1, 30: 0.5, 40: 0.4}, keep_last=2, keep_best=0)
+    assert steps(tmp_path) == [30, 40]
+
+
+def test_best_is_still_known_after_a_restart(tmp_path):
+    save(tmp_path, {10: 0.9, 20: 0.1, 30: 0.5}, keep_last=2, keep_best=1)
+    save(tmp_path, {40: 0.4, 50: 0.3, 60: 0.2}, keep_last=2, keep_best=1)
+    assert steps(tmp_path) == [20, 50, 60]
+
+
+def test_restored_as_saved_with_the_place_in_the_data(tmp_path, same):
+    save(tmp_path, {10: 0.9, 20: 0.1}, keep_last=2)
+    iterator = batches()
+    step, found = restore(tmp_path, iterator)
+    assert step == 20
+    assert same(found, {"ema": tree(20), "state": tree(-20)})
+    assert next(iterator) == 2
+
+
+def test_nothing_there(tmp_path):
+    assert restore(tmp_path) is None
+
+
+def largest(directory):
+    return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(directory):
+    path = largest(directory)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_bytes(directory):
+    path = largest(directory)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4] = bytes(255 - byte for byte in content[middle : middle + 4])
+    path.write_bytes(bytes(content))
+
+
+def delete_data(directory):
+    largest(directory).unlink()
+
+
+def delete_tree(directory):
+    shutil.rmtree(directory / "ema")
+
+
+def garbage_in_checksums(directory):
+    (directory / "checksums" / "metadata").write_text("{not json")
+
+
+def garbage_in_metadata(directory):
+    (directory / "state" / "_METADATA").write_text("\x00garbage{")
+
+
+def garbage_in_data_position(directory):
+    for path in (directory / "data").glob("*.json"):
+        path.write_text("[")
+
+
+def garbage_in_step_metadata(directory):
+    (directory / "_CHECKPOINT_METADATA").write_text("no json")
+
+
+def wrong_checksum(directory):
+    path = directory / "checksums" / "metadata"
+    found = json.loads(path.read_text())
+    found["state"][1] += 1
+    path.write_text(json.dumps(found))
+
+
+DAMAGES = [truncate, flip_bytes, delete_data, delete_tree, garbage_in_checksums, garbage_in_metadata,
+           garbage_in_data_position, wrong_checksum]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damaged_checkpoint_is_said_and_passed_over(tmp_path, caplog, same, damage):
+    save(tmp_path, {10: 0.9, 20: 0.1}, keep_last=2)
+    damage(tmp_path / "20")
+    iterator = batches()
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        step, found = restore(tmp_path, iterator)
+    assert step == 10
+    assert same(found, {"ema": tree(10), "state": tree(-10)})
+    assert next(iterator) == 1
+    said = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    assert len(said) == 1
+    assert "20 is damaged and skipped" in said[0]
+    assert steps(tmp_path) == [10]
+    save(tmp_path, {20: 0.2}, keep_last=2)  # its step can be written again
+    assert restore(tmp_path)[0] == 20
+
+
+def test_broken_step_metadata_does_not_stop_a_restart(tmp_path):
+    save(tmp_path, {10: 0.9, 20: 0.1}, keep_last=2, keep_best=1)
+    garbage_in_step_metadata(tmp_path / "20")
+    assert restore(tmp_path, batches())[0] in (10, 20)
+
+
+def test_reading_without_an_iterator_sets_nothing_aside(tmp_path):
+    save(tmp_path, {10: 0.9, 20: 0.1}, keep_last=2)
+    truncate(tmp_path / "20")
+    assert restore(tmp_path)[0] == 10
+    assert steps(tmp_path) == [10, 20]
+
+
+def test_all_damaged(tmp_path):
+    save(tmp_path, {10: 0.9, 20: 0.1}, keep_last=2)
+    for step in ("10", "20"):
+        flip_bytes(tmp_path / step)
+    assert restore(tmp_path, batches()) is None
+    assert steps(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", ["shape", "name"])
+def test_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path, change):
+    save(tmp_path, {10: 0.9}, keep_last=2)
+    wanted = tree(0)
+    if change == "shape":
+        wanted["a"] = jnp.zeros(8)
+    else:
+        wanted["b"] = {"d": wanted["b"]["c"]}
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(UserError, match="another config"):
+        checkpoints.restore(shapes({"ema": wanted, "state": tree(0)}), batches())
+    checkpoints.close()
+    assert steps(tmp_path) == [10]
+    assert not list(tmp_path.glob("damaged*"))
+    assert restore(tmp_path)[0] == 10
+
+
+def test_save_that_was_killed_is_cleaned_up_by_the_next_run(tmp_path):
+    save(tmp_path, {10: 0.9}, keep_last=2)
+    shutil.copytree(tmp_path / "10", tmp_path / "20.orbax-checkpoint-tmp")
+    assert restore(tmp_path, batches())[0] == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["10"]
+
+
+def test_reader_leaves_the_save_of_a_running_training_alone(tmp_path):
+    """--job=sample beside --job=train: what looks like the rest of a killed save may be one that goes on."""
+    save(tmp_path, {10: 0.9}, keep_last=2)
+    shutil.copytree(tmp_path / "10", tmp_path / "20.orbax-checkpoint-tmp")
+    assert restore(tmp_path)[0] == 10
+    assert (tmp_path / "20.orbax-checkpoint-tmp").exists()
+
+
+def test_checksum_is_of_every_tree_by_itself(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.checksum(tree(1)) != checkpoints.checksum(tree(2))
+    assert checkpoints.checksum(tree(1)) == checkpoints.checksum(jax.tree.map(np.asarray, tree(1)))
+    checkpoints.close()

@@ -1,0 +1,126 @@
+"""The loop's own duties: resume after damage, stop at NaN, write metrics."""
+
+import json
+import logging
+import re
+
+import grain
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from models.errors import UserError
+from training.metrics import MetricsLog, read_metrics
+
+
+def steps(directory):
+    return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def contents(directory, step):
+    """Checksums and place in the data of a checkpoint: equal if and only if the runs are."""
+    folder = directory / "checkpoints" / str(step)
+    return json.loads((folder / "checksums" / "metadata").read_text()), sorted(
+        path.read_text() for path in (folder / "data").glob("*.json")
+    )
+
+
+def test_finished_run_resumes_bit_for_bit_after_its_newest_checkpoint_is_damaged(train_generator, tmp_path, caplog):
+    first = train_generator()
+    directory = tmp_path / "generator"
+    wanted = contents(directory, 6)
+    before = read_metrics(directory / "metrics.jsonl")
+    newest = directory / "checkpoints" / "6"
+    file = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        second = train_generator()
+    assert "6 is damaged and skipped" in caplog.text
+    assert first == second
+    assert contents(directory, 6) == wanted
+    assert 6 in steps(directory)
+    assert read_metrics(directory / "metrics.jsonl") == before
+
+
+def test_longer_run_is_the_shorter_one_gone_on(train_generator, tmp_path):
+    train_generator(steps=3)
+    train_generator(steps=6)
+    parts = contents(tmp_path / "generator", 6)
+    (tmp_path / "generator").rename(tmp_path / "parts")
+    train_generator(steps=6)
+    assert contents(tmp_path / "generator", 6) == parts
+
+
+def test_not_finite_names_the_step_and_the_last_good_checkpoint(train_generator, tmp_path):
+    with pytest.raises(UserError, match=r"not finite at step \d+; there is no checkpoint yet") as error:
+        train_generator(learning_rate=1e30)
+    assert "training.generator.learning_rate" in str(error.value)
+    assert steps(tmp_path / "generator") == []
+    (tmp_path / "generator").rename(tmp_path / "first")
+    train_generator(steps=2)
+    with pytest.raises(UserError, match=r"not finite at step [34]; the last good checkpoint is step [23]\."):
+        train_generator(learning_rate=1e30, save_every=1)
+    assert 4 not in steps(tmp_path / "generator")
+
+
+def test_checkpoint_of_another_model_is_refused_by_the_loop_and_kept(train_generator, tmp_path):
+    train_generator(steps=2)
+    with pytest.raises(UserError, match="another config"):
+        train_generator(generator={"width": 32})
+    assert steps(tmp_path / "generator") == [2]
+
+
+def test_metrics_are_written_for_every_step_once_and_tensorboard_reads_them(train_generator, tmp_path):
+    results = train_generator()
+    rows = read_metrics(tmp_path / "generator" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "heldout/loss" in row] == [2, 4, 6]
+    assert rows[-1]["heldout/loss"] == results["heldout/loss"]
+    assert rows[0]["loss"] == pytest.approx(np.log(16), rel=1e-5)  # the head starts at 0: uniform over 16 codes
+    assert rows[0]["learning_rate"] == pytest.approx(2e-3)
+    events = EventAccumulator(str(tmp_path / "generator")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose([event.value for event in events.Scalars("loss")],
+                               [row["loss"] for row in rows if "loss" in row], rtol=1e-6)  # fmt: skip
+
+
+def test_resumed_log_drops_later_lines_and_a_line_cut_short(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    for step in range(1, 6):
+        log.write(step, {"loss": step / 10})
+    log.close()
+    with log.path.open("a") as file:
+        file.write('{"step": 6, "lo')
+    assert [row["step"] for row in read_metrics(log.path)] == [1, 2, 3, 4, 5]
+    log = MetricsLog(tmp_path, 3)
+    log.write(4, {"loss": 9.0})
+    log.close()
+    assert read_metrics(log.path) == [
+        {"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": 0.3}, {"step": 4, "loss": 9.0},
+    ]  # fmt: skip
+
+
+def test_no_metrics_are_no_rows(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_progress_names_the_stage_the_steps_and_the_speed(train_generator, capsys):
+    train_generator()
+    out = capsys.readouterr().out
+    assert re.search(r"train generator: 6/6, loss [\d.]+, [\d,]+ images/s, 0 s left", out)
+    assert re.search(r"generator: [\d,]+ parameters", out)
+
+
+def test_nan_in_the_data_never_reaches_a_checkpoint(config, mesh, tmp_path, tokenizer_learner):
+    from training.loop import train
+
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, (48, 16, 16, 1)).astype(np.float32)
+    images[20, 3, 3, 0] = np.nan  # in the third batch of eight
+    rows = [{"image": image, "label": np.int32(0)} for image in images]
+    dataset = grain.MapDataset.source(rows).repeat(None).to_iter_dataset().batch(8)
+    heldout = [{"image": images[:8], "label": np.zeros(8, np.int32)}]
+    section = {**config.training.tokenizer.to_dict(), "save_every": 1}
+    with pytest.raises(UserError, match=r"tokenizer: .* not finite at step 3; the last good checkpoint is step 2"):
+        train(tokenizer_learner, dataset, lambda: heldout, section, tmp_path / "tokenizer", mesh=mesh, seed=0)
+    assert max(steps(tmp_path / "tokenizer")) == 2
