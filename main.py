@@ -98,7 +98,9 @@ def parse(argv: list[str]) -> list[str]:
     """Parse the command line; the config's file and fields are checked here."""
     try:
         config_flags.DEFINE_config_file("config", DEMO, "Experiment.", sys_argv=argv)
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        flags.FLAGS["config"].value.to_dict()  # a file that cannot be read is told only when it is used
+        return rest
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
         from configs.base import get_config
         from jobs.workdir import flat
@@ -107,7 +109,10 @@ def parse(argv: list[str]) -> list[str]:
         for name in re.findall(r"^--?config\.([\w.]+)", "\n".join(argv), re.MULTILINE):
             if name not in known:
                 fail(unknown("config field", name, known))
-        fail(UserError(str(error).strip().splitlines()[0]))
+        if isinstance(error, OSError):
+            fail(UserError(f"config file {config_flags.get_config_filename(flags.FLAGS['config'])} cannot be read."))
+        last_line = str(error).strip().splitlines()[-1]  # of a trace, where the file itself raised
+        fail(UserError(last_line.removeprefix("ValueError: ")))
         raise
 
 

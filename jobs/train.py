@@ -12,7 +12,7 @@ from generator.learner import GeneratorLearner
 from input_pipeline.pipeline import image_batches
 from input_pipeline.records import token_batches
 from jobs import extract
-from jobs.workdir import describe_generator, describe_tokenizer, token_spec, trained_steps
+from jobs.workdir import describe_generator, describe_tokenizer, token_spec
 from models import sharding
 from models.errors import unknown
 from tokenizer.learner import Losses, TokenizerLearner
@@ -27,9 +27,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
         section = config.training[stage].to_dict()
-        if trained_steps(stage, workdir) >= section["steps"]:
-            print(f"{stage}: trained already ({section['steps']} steps)")
-            continue
         learner, dataset, heldout = STAGES[stage](config, workdir, section)
         mesh = sharding.make_mesh(config.mesh.to_dict())
         train(learner, dataset, heldout, section, workdir / stage, mesh=mesh, seed=config.seed)

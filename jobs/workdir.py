@@ -22,7 +22,8 @@ from training.metrics import write_atomically
 
 # What may differ between two commands on one workdir; all else decides what its files hold.
 FREE = ("sampler", "sample", "evaluation", "mesh", "stages", "data.path", "data.corrupt_limit")
-FREE_IN_TRAINING = ("log_every", "save_every", "keep_last", "keep_best", "steps")
+FREE_IN_TRAINING = ("steps", "learning_rate", "schedule", "warmup_steps", "final_share", "clip_norm",
+                    "log_every", "save_every", "keep_last", "keep_best")  # fmt: skip
 
 
 def prepare(config: ConfigDict, workdir: Path, *, write: bool) -> ConfigDict:
@@ -75,7 +76,7 @@ def tuples(value: Any) -> Any:
     return tuple(tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
     """{"a.b": value} of a nested mapping."""
     fields: dict[str, Any] = {}
     for name, value in config.items():
@@ -134,15 +135,9 @@ def load(stage: str, description: Description[Any], workdir: Path) -> tuple[Para
         raise UserError(f"{workdir} holds no trained {stage}; run --job=train first.")
     place = sharding.replicated(sharding.make_mesh({"data": -1, "fsdp": 1}))
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), description.shapes)
-    checkpoints = Checkpoints(directory)
+    checkpoints = Checkpoints(directory, read_only=True)
     found = checkpoints.restore({"ema": shapes})
     checkpoints.close()
     if found is None:
         raise UserError(f"{directory} holds no sound checkpoint; run --job=train first.")
     return found[1]["ema"], found[0]
-
-
-def trained_steps(stage: str, workdir: Path) -> int:
-    """Newest step of a stage's checkpoints; 0 when there is none."""
-    steps = [int(path.name) for path in (workdir / stage / "checkpoints").glob("*") if path.name.isdigit()]
-    return max(steps, default=0)

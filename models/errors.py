@@ -15,6 +15,7 @@ class Stopped(Exception):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """A `UserError` for a name that a table lacks, offering the nearest one that it has."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known)}."
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    hint = f"did you mean {near[0]!r}?" if near else f"there is {listed}."
     return UserError(f"unknown {kind} {name!r}; {hint}")

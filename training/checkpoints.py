@@ -25,17 +25,19 @@ class Checkpoints:
       directory: of the stage.
       keep_last: newest checkpoints to keep.
       keep_best: checkpoints with the lowest held-out loss to keep besides.
+      read_only: leave all that is there alone, also the unfinished save of a training that still runs.
     """
 
-    def __init__(self, directory: Path, *, keep_last: int = 1, keep_best: int = 0):
+    def __init__(self, directory: Path, *, keep_last: int = 1, keep_best: int = 0, read_only: bool = False):
         kept: list[Any] = [policies.LatestN(keep_last)]
         if keep_best:
             # orbax's `reverse` keeps the smallest.
             kept.append(policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=keep_best))
         self.directory = Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
-        )
+            preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=lambda metrics: metrics["loss"],
+            best_mode="min", cleanup_tmp_directories=not read_only, read_only=read_only,
+        )  # fmt: skip
         handlers = {
             "ema": ocp.StandardCheckpointHandler(),
             "state": ocp.StandardCheckpointHandler(),

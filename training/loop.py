@@ -34,8 +34,8 @@ def train(
     *,
     mesh: Mesh,
     seed: int,
-) -> dict[str, float]:
-    """Train a stage to its last step, or go on with it; returns the last held-out metrics.
+) -> None:
+    """Train a stage to its last step, or go on with it.
 
     Args:
       learner: a stage's `init`, `players`, `axes`, `after_update` (see `tokenizer.learner`, `generator.learner`).
@@ -69,6 +69,10 @@ def train(
     else:
         done, items = found
         state = {**items["state"], "ema": items["ema"]}
+    if done >= steps:
+        print(f"{learner.stage}: trained already ({done} steps)")
+        checkpoints.close()
+        return
 
     # ---- the step
     step_function = compile_step(learner, config, places, mesh, seed)
@@ -82,7 +86,6 @@ def train(
         checkpoints.save(done, as_items(state), batches, loss=metrics["heldout/loss"])
 
     # ---- the loop
-    results = {}
     progress = Progress(f"train {learner.stage}", steps, start=done, images_per_step=batch_size)
     pending: tuple[int, Batch] | None = None  # metrics are read one step late, while the next step runs
 
@@ -92,13 +95,7 @@ def train(
             return
         number, metrics = pending[0], {name: float(value) for name, value in jax.device_get(pending[1]).items()}
         pending = None
-        watched = [name for name in metrics if name.endswith("loss") or name.startswith("gradient_norm")]
-        bad = next((name for name in watched if not math.isfinite(metrics[name])), None)
-        if bad is not None:
-            kept = checkpoints.latest()
-            good = "there is no checkpoint yet" if kept is None else f"the last good checkpoint is step {kept}"
-            raise UserError(f"{learner.stage}: {bad} is not finite at step {number}; {good}. Lower "
-                            f"--config.training.{learner.stage}.learning_rate or raise warmup_steps.")  # fmt: skip
+        check_finite(learner.stage, number, metrics, checkpoints)
         if number % config["log_every"] == 0 or number == steps:
             log.write(number, metrics)
         progress.update(number, **{learner.unit: metrics[learner.unit]})
@@ -116,6 +113,7 @@ def train(
                 if done == steps or done % config["save_every"] == 0 or stop:
                     read_pending()  # never save what is not finite
                     results = evaluate(state["ema"], heldout())
+                    check_finite(learner.stage, done, results, checkpoints)
                     log.write(done, results)
                     save(results)
                 if stop and done < steps:
@@ -124,7 +122,6 @@ def train(
             progress.close()
             checkpoints.close()
             log.close()
-    return results
 
 
 def compile_step(learner: Any, config: Mapping[str, Any], places: State, mesh: Mesh, seed: int) -> Callable[..., Any]:
@@ -159,6 +156,17 @@ def make_evaluation(learner: Any, mesh: Mesh) -> Callable[[Any, Iterable[Batch]]
         return {f"heldout/{name}": value / count for name, value in total.items()}
 
     return run
+
+
+def check_finite(stage: str, step: int, metrics: Mapping[str, float], checkpoints: Checkpoints) -> None:
+    """Stop before what is not finite is saved, and say from where to go on."""
+    watched = [name for name in metrics if name.endswith("loss") or name.startswith("gradient_norm")]
+    bad = next((name for name in watched if not math.isfinite(metrics[name])), None)
+    if bad is not None:
+        kept = checkpoints.latest()
+        good = "there is no checkpoint yet" if kept is None else f"the last good checkpoint is step {kept}"
+        raise UserError(f"{stage}: {bad} is not finite at step {step}; {good}. Lower "
+                        f"--config.training.{stage}.learning_rate or raise warmup_steps.")  # fmt: skip
 
 
 def as_items(state: State) -> dict[str, Any]:

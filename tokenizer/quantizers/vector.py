@@ -78,7 +78,7 @@ class VectorQuantizer(nnx.Module):
     def init_statistics(self) -> Params:
         """Running share of every code, and a latent for each to restart at."""
         codes = self.spec_sizes[0]
-        return {"usage": jnp.full((codes,), 1 / codes), "candidates": jnp.zeros((codes, self.width))}
+        return {"usage": jnp.full((codes,), 1 / codes, jnp.float32), "candidates": jnp.zeros((codes, self.width))}
 
     def update_statistics(
         self, statistics: Params, z: Float[Array, "*B D"], ids: Int[Array, "*B 1"], key: jax.Array
