@@ -99,7 +99,8 @@ def parse(argv: list[str]) -> list[str]:
     try:
         config_flags.DEFINE_config_file("config", DEMO, "Experiment.", sys_argv=argv)
         rest = flags.FLAGS(argv)
-        flags.FLAGS["config"].value.to_dict()  # a file that cannot be read is told only when it is used
+        config: Any = flags.FLAGS["config"].value
+        config.to_dict()  # a file that cannot be read is told only when it is used
         return rest
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
         from configs.base import get_config

@@ -19,14 +19,14 @@ def get_config() -> ConfigDict:
     config.tokenizer.quantizer.update(codes=512, width=8)
     config.training.tokenizer = base.stage(
         steps=1500, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,
-        save_every=500,
+        save_every=300,
     )  # fmt: skip
     config.generator.update(
         width=192, depth=6, heads=6, mlp=512, qk_norm=True, rotate_condition=True, init_std=0.07
     )  # fmt: skip
     config.training.generator = base.stage(
-        steps=2000, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,
-        save_every=500,
+        steps=1200, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,
+        save_every=300,
     )  # fmt: skip
     config.evaluation.classifier = "convnet"
     return config

@@ -113,8 +113,8 @@ def describe_generator(config: ConfigDict, spec: TokenSpec, *, scan_layers: bool
     """The config's generator, without its arrays: layers stacked for training, apart for sampling."""
     return describe(
         lambda rngs: build(
-            "generator", GENERATORS, config.generator.to_dict(), spec=spec, classes=config.data.classes, scan_layers=scan_layers,
-            rngs=rngs,
+            "generator", GENERATORS, config.generator.to_dict(), spec=spec, classes=config.data.classes,
+            scan_layers=scan_layers, rngs=rngs,
         )
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=lambda metrics: metrics["loss"],
-            best_mode="min", cleanup_tmp_directories=not read_only, read_only=read_only,
+            best_mode="min", cleanup_tmp_directories=not read_only, create=not read_only,
         )  # fmt: skip
         handlers = {
             "ema": ocp.StandardCheckpointHandler(),

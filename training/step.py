@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, UInt32
 
 from models import sharding
 from models.modules import Params
@@ -105,7 +105,7 @@ def make_step(learner: Any, config: Mapping[str, Any], seed: int) -> Callable[[S
                 grads[player], state["optimizer"][player], params[player]
             )
             updated[player] = optax.apply_updates(params[player], updates)
-            metrics[f"gradient_norm/{player}"] = optax.global_norm(grads[player])
+            metrics[f"gradient_norm/{player}"] = optax.tree.norm(grads[player])
         updated, statistics = learner.after_update(updated, statistics)
         decay = jnp.minimum(config["ema_decay"], (1 + number) / (10 + number))  # short at first, as nothing is learned
         ema = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state["ema"], updated[first_player(learner)])
@@ -124,7 +124,7 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     return {name: jax.make_array_from_process_local_data(place, leaf) for name, leaf in batch.items()}
 
 
-def fingerprint(state: State) -> Int[Array, "2"]:
+def fingerprint(state: State) -> UInt32[Array, "2"]:
     """Two 32-bit checksums of every bit of a tree, the same however it is sharded (sums of integers do not round)."""
 
     def of_leaf(leaf: jax.Array, number: int) -> jax.Array:
