@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -113,26 +114,32 @@ def nearest_strip(
     _write_pairs(path, samples, nearest_training, ("sample", "nearest in training"), columns=columns, scale=scale)
 
 
-def loss_curves(
-    path: Path, curves: Mapping[str, tuple[Int[np.ndarray, "_"], Float[np.ndarray, "_"]]], *, columns: int = 3
-) -> None:
-    """Write one panel a curve, over the training step.
+CURVE_STYLES: Sequence[dict[str, Any]] = ({"color": "#1f5fa8"}, {"color": "#c8553d", "marker": "o", "markersize": 3})
+Curve = tuple[Int[np.ndarray, "_"], Float[np.ndarray, "_"]]  # training steps, values
 
-    A curve that stays above 0 and spans more than a factor of ten is drawn on a logarithmic scale.
+
+def loss_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], *, columns: int = 3) -> None:
+    """Write curves over the training step, those of a panel in one frame.
+
+    Panels that stay above 0 and span more than a factor of ten are drawn on a logarithmic scale.
 
     Args:
       path: of the PNG file.
-      curves: what is measured, with its unit ("loss (nats per token)") -> steps and values, of equal length.
+      panels: what is measured, with its unit ("loss (nats per token)") -> name of the curve -> the curve.
       columns: panels a row, at most.
     """
-    columns = min(columns, len(curves))
-    rows = math.ceil(len(curves) / columns)
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4 * columns, 2.8 * rows), dpi=100)
     figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-    for n, (name, (steps, values)) in enumerate(curves.items(), 1):
+    for n, (title, curves) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, n)
-        axes.plot(steps, values, color="#1f5fa8", linewidth=1.3)
-        axes.set_title(name, loc="left", fontsize=10, color=INK)
+        for (name, (steps, values)), style in zip(curves.items(), CURVE_STYLES):
+            axes.plot(steps, values, linewidth=1.3, label=name, **style)
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+        values = np.concatenate([values for _, values in curves.values()])
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("training step", fontsize=9, color=INK)
         if np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values):
             axes.set_yscale("log")

@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from evaluation.pictures import loss_curves
+from evaluation.pictures import Curve, loss_curves
 from jobs import evaluate, sample, train
 from training.metrics import read_metrics, write_atomically
 
@@ -41,14 +42,20 @@ def seconds_so_far(workdir: Path) -> float:
 
 def draw_curves(workdir: Path) -> None:
     """W/loss.png: training and held-out loss of both stages."""
-    curves: dict[str, Any] = {}
+    panels: dict[str, Any] = {}
     for stage, metric, unit in (
-        ("tokenizer", "reconstruction_loss", "squared error"),
-        ("generator", "loss", "nats/token"),
+        ("tokenizer", "reconstruction_loss", "reconstruction loss"),
+        ("generator", "loss", "nats per token"),
     ):
-        rows = [row for row in read_metrics(workdir / stage / "metrics.jsonl") if metric in row]
-        curves[f"{stage} ({unit})"] = ([row["step"] for row in rows], [row[metric] for row in rows])
-    loss_curves(workdir / "loss.png", curves)
+        rows = read_metrics(workdir / stage / "metrics.jsonl")
+        panels[f"{stage} ({unit})"] = {"training": curve(rows, metric), "held-out": curve(rows, "heldout/loss")}
+    loss_curves(workdir / "loss.png", panels)
+
+
+def curve(rows: list[dict[str, Any]], metric: str) -> Curve:
+    """The steps at which a metric was written, and its values."""
+    found = [(row["step"], row[metric]) for row in rows if metric in row]
+    return np.array([step for step, _ in found], np.int32), np.array([value for _, value in found], np.float64)
 
 
 def print_table(summary: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ def test_curves_use_a_logarithmic_scale_where_it_helps(tmp_path, monkeypatch):
         "discriminator loss": (steps, np.cos(steps / 100)),
         "interrupted": (steps, np.where(steps < 500, np.exp(-steps / 100), np.nan)),
     }
-    loss_curves(tmp_path / "curves.png", curves)
+    loss_curves(tmp_path / "curves.png", {title: {"training": curve} for title, curve in curves.items()})
     assert scales == dict(zip(curves, ["log", "linear", "linear", "log"]))
     assert read(tmp_path / "curves.png").shape == (560, 1200, 3)
     assert (tmp_path / "curves.png").stat().st_size < 300_000
