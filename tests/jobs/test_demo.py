@@ -148,8 +148,8 @@ def test_damaged_last_checkpoint_is_trained_again(workdir, tmp_path):
     ("field", "value", "allowed"),
     [
         ("generator.width", 32, False), ("data.flip", True, False), ("training.generator.batch_size", 1, False),
-        ("seed", 1, False),
-        ("training.generator.learning_rate", 1.0, True), ("training.generator.steps", 9, True), ("sampler.top_k", 3, True), ("mesh.fsdp", 2, True),
+        ("seed", 1, False), ("training.generator.learning_rate", 1.0, True), ("training.generator.steps", 9, True),
+        ("sampler.top_k", 3, True), ("mesh.fsdp", 2, True),
         ("training.tokenizer.save_every", 9, True), ("evaluation.samples", 9, True),
     ],
 )  # fmt: skip
