@@ -76,19 +76,18 @@ def initialise_distributed() -> None:
         jax.distributed.initialize()
 
 
-def keep_freed_memory() -> None:
-    """On a CPU, start anew with a malloc that keeps what XLA frees, in huge pages.
+def use_huge_pages() -> None:
+    """On a CPU, start anew with a malloc that asks for huge pages.
 
-    A training step frees and allocates the same hundreds of megabytes every time. By default glibc gives them back and the
-    kernel clears the pages anew, which takes a third of the demo's time; its settings are read when a process starts.
+    A training step allocates and frees hundreds of megabytes, and the kernel clears every page anew; with small pages that
+    takes a third of the demo's time. glibc reads its settings when a process starts.
     """
     accelerators = [
         path for pattern in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*") for path in Path("/dev").glob(pattern)
     ]
     if "GLIBC_TUNABLES" in os.environ or accelerators or not sys.platform.startswith("linux"):
         return
-    settings = {"hugetlb": 1, "arena_max": 1, "mmap_max": 0, "trim_threshold": 2**31 - 1, "top_pad": 2**26}
-    os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     os.execv(sys.executable, sys.orig_argv)
 
 
@@ -122,6 +121,6 @@ def fail(error: UserError) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    use_huge_pages()
     logging.set_verbosity(logging.WARNING)
     app.run(main, flags_parser=parse)

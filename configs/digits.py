@@ -21,11 +21,11 @@ def get_config() -> ConfigDict:
         schedule="cosine",
         warmup_steps=20,
         ema_decay=0.99,
-        save_every=200,
+        save_every=250,
     )
     config.generator.update(width=128, depth=6, heads=4, mlp=384, qk_norm=True, rotate_condition=True, init_std=0.08)
     config.training.generator = base.stage(
-        steps=520, batch_size=64, learning_rate=3e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99, save_every=260
+        steps=600, batch_size=64, learning_rate=3e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99, save_every=300
     )
     config.sampler.guidance_scale = 2.5
     return config
