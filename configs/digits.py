@@ -15,13 +15,7 @@ def get_config() -> ConfigDict:
     config.tokenizer.update(channels=16, multipliers=(1, 2), blocks=1, latent_channels=32, attention=False)
     config.tokenizer.quantizer.update(codes=128, width=8)
     config.training.tokenizer = base.stage(
-        steps=400,
-        batch_size=64,
-        learning_rate=2.5e-3,
-        schedule="cosine",
-        warmup_steps=20,
-        ema_decay=0.99,
-        save_every=250,
+        steps=500, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=20, ema_decay=0.99, save_every=250
     )
     config.generator.update(width=128, depth=6, heads=4, mlp=384, qk_norm=True, rotate_condition=True, init_std=0.08)
     config.training.generator = base.stage(
