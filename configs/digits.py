@@ -9,7 +9,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """8x8 tokens of 128 codes, and a generator of 1.2 M parameters."""
+    """8x8 tokens of 128 codes, and a generator of 1.3 M parameters."""
     config = base.get_config()
     config.data.update(name="digits", resolution=16, channels=1, shift=1)
     config.tokenizer.update(channels=16, multipliers=(1, 2), blocks=1, latent_channels=32, attention=False)
