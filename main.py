@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -111,10 +111,9 @@ def parse(argv: list[str]) -> list[str]:
             fail(UserError(f"config file {config_flags.get_config_filename(flags.FLAGS['config'])} cannot be read."))
         last_line = str(error).strip().splitlines()[-1]  # of a trace, where the file itself raised
         fail(UserError(last_line.removeprefix("ValueError: ")))
-        raise
 
 
-def fail(error: UserError) -> None:
+def fail(error: UserError) -> NoReturn:
     """Say what was wrong and exit."""
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

@@ -17,7 +17,7 @@ from evaluation.usage import codebook_usage
 from generator.learner import GeneratorLearner
 from input_pipeline.pipeline import image_batches
 from input_pipeline.records import token_batches
-from input_pipeline.transforms import to_uint8
+from input_pipeline.transforms import to_float, to_uint8
 from jobs.sample import Sampler
 from jobs.workdir import describe_generator, describe_tokenizer, load, token_spec
 from models import sharding
@@ -81,8 +81,8 @@ def judge_tokenizer(config: ConfigDict, workdir: Path, images: UInt8[np.ndarray,
         return tokenizer.decode(tokens), tokens.ids
 
     pictures, ids = [], []
-    for batch in image_batches(config.data, "test", batch_size=256, seed=0, augment=False, repeat=False):
-        pixels, found = reconstruct(params, batch["image"])
+    for start in range(0, len(images), 256):
+        pixels, found = reconstruct(params, to_float(images[start : start + 256]))
         pictures.append(to_uint8(np.asarray(pixels)))
         ids.append(np.asarray(found))
     reconstructions = np.concatenate(pictures)

@@ -44,16 +44,19 @@ class Description(Generic[M]):
 def describe(build: Callable[[nnx.Rngs], M]) -> Description[M]:
     """Find a module's structure, shapes and logical axes without allocating anything."""
     graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
     axes = jax.tree.map(lambda leaf: leaf.get_metadata()["axes"], state, is_leaf=is_variable)
     return Description(build, graph, nnx.to_pure_dict(state), nnx.to_pure_dict(axes))
+
+
+def is_variable(leaf: Any) -> bool:
+    """Whether a node of a state is a parameter with its metadata."""
+    return isinstance(leaf, nnx.Variable)
 
 
 def stack(build: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     """`count` independent copies of a module in one, every parameter with a leading axis `layers`, for `lax.scan`."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
     state = jax.vmap(lambda key: nnx.split(build(nnx.Rngs(key)))[1])(jax.random.split(rngs.params(), count))
-    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
     for variable in jax.tree.leaves(state, is_leaf=is_variable):
         variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
     return nnx.merge(graph, state)

@@ -52,7 +52,7 @@ class Checkpoints:
         return [int(part) for part in np.asarray(self.fingerprint(tree))]
 
     def save(self, step: int, trees: Mapping[str, Any], batches: grain.DatasetIterator, *, loss: float) -> None:
-        """Start writing a checkpoint, `wait` ends it; `loss` (held-out) ranks it among the best."""
+        """Start writing a checkpoint, which `close` waits for; `loss` (held-out) ranks it among the best."""
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["data"] = grain.checkpoint.CheckpointSave(batches)
         items["checksums"] = ocp.args.JsonSave({name: self.checksum(tree) for name, tree in trees.items()})
