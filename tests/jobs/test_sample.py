@@ -1,5 +1,11 @@
 """Sampling: a picture belongs to (seed, index), and a batch is one program."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +15,7 @@ from jobs.sample import Sampler, asked_classes, to_uint8
 from jobs.workdir import read_config
 from models.errors import UserError
 
+ROOT = Path(__file__).parent.parent.parent
 LABELS = np.arange(16, dtype=np.int32) % 10
 
 
@@ -28,6 +35,18 @@ def test_images_do_not_depend_on_the_batch_size(sampler, all_at_once, batch_size
     np.testing.assert_array_equal(samples.ids, all_at_once.ids)
     np.testing.assert_array_equal(samples.images, all_at_once.images)
     assert samples.images.shape == (16, 16, 16, 1)
+
+
+def test_images_do_not_depend_on_the_number_of_devices(workdir, all_at_once, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "copy", ignore=shutil.ignore_patterns("samples"))
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(ROOT / "main.py"), f"--workdir={copy}", "--job=sample",
+               "--config.sample.count=16", "--config.sample.batch_size=16"]  # fmt: skip
+    subprocess.run(command, check=True, env=environment, timeout=300)
+    (found,) = (copy / "samples").glob("*.npz")
+    with np.load(found) as arrays:
+        np.testing.assert_array_equal(arrays["arr_0"], all_at_once.images)
+        np.testing.assert_array_equal(arrays["arr_1"], LABELS)
 
 
 def test_images_differ_from_one_another_and_follow_the_seed(workdir, sampler, all_at_once):
