@@ -1,9 +1,7 @@
 """PNG files to look at: sheets of images, pairs of images, loss curves. Each is written whole or not at all."""
 
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +12,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter
 from PIL import Image, ImageDraw, ImageFont
 
+from models.files import atomically
+
 MARGIN, GAP, BAND_GAP = 16, 4, 16  # pixels: around the sheet, between images, between bands of rows
 SIDE = 64  # pixels: what small images are enlarged to, at least
 INK = "#333333"
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A name beside `path`, renamed to it when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _rows(images: np.ndarray, columns: int) -> np.ndarray:
@@ -59,7 +47,7 @@ def _write_sheet(
     draw = ImageDraw.Draw(sheet)
     for caption, y in zip(captions, tops.tolist()):
         draw.text((left - MARGIN, y + height * scale / 2), caption, fill=INK, font=font, anchor="rm")
-    with _temporary(path) as temporary:
+    with atomically(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
 
 
@@ -149,5 +137,5 @@ def loss_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], *, column
         axes.tick_params(labelsize=9, colors=INK)
         axes.grid(color="#e6e6e6", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    with _temporary(path) as temporary:
+    with atomically(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from models.errors import UserError
+from models.files import write_npz
 from tokenizer.perceptual import SHAPES
 
 # VGG16's layers are counted with its activations and pools; each has a .weight (O, I, 3, 3) and a .bias (O,).
@@ -61,7 +62,7 @@ def convert(vgg16: str | Path, lpips: str | Path, out: str | Path) -> None:
     for theirs, ours in LPIPS.items():
         (channels,) = SHAPES[ours]
         arrays[ours] = tensor(state, theirs, (1, channels, 1, 1), lpips).reshape(channels)
-    write(Path(out), arrays)
+    write_npz(Path(out), **arrays)
 
 
 def read(path: str | Path) -> Mapping[str, Any]:
@@ -88,15 +89,6 @@ def tensor(state: Mapping[str, Any], name: str, shape: tuple[int, ...], path: st
     if tuple(state[name].shape) != shape:
         raise UserError(f"{path}: the tensor {name!r} has shape {tuple(state[name].shape)}; it should have {shape}.")
     return state[name].detach().float().numpy()
-
-
-def write(out: Path, arrays: Mapping[str, Any]) -> None:
-    """Save an npz under another name and rename it, so that a file that is there is whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from evaluation.pictures import Curve, loss_curves
 from jobs import evaluate, sample, train
-from training.metrics import read_metrics, write_atomically
+from models.files import write_json
+from training.metrics import read_metrics
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -25,10 +26,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
         draw_curves(workdir)
     finally:  # an interrupted demo goes on later; its time counts all the same
         seconds = seconds_before + time.monotonic() - began
-        write_atomically(workdir / "seconds.json", json.dumps(seconds))
+        write_json(workdir / "seconds.json", seconds)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     summary = {**metrics, "wall_seconds": seconds, "peak_memory_gib": peak}
-    write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_json(workdir / "summary.json", summary)
     print_table(summary)
     for picture in sorted(workdir.glob("**/*.png")):
         print(picture)

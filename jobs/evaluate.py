@@ -22,8 +22,8 @@ from jobs.sample import Sampler
 from jobs.workdir import describe_generator, describe_tokenizer, load, token_spec
 from models import sharding
 from models.errors import unknown
+from models.files import write_json
 from training.loop import make_evaluation
-from training.metrics import write_atomically
 
 SHOWN = 10  # images in a strip
 
@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     shown = samples.images[:SHOWN]
     nearest_strip(stem.parent / "nearest.png", shown, train["image"][nearest(shown, train["image"])[1]])
-    write_atomically(record, json.dumps({"settings": settings, "metrics": metrics}, indent=2) + "\n")
+    write_json(record, {"settings": settings, "metrics": metrics})
     return metrics
 
 

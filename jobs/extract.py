@@ -13,7 +13,7 @@ from input_pipeline.records import read_manifest, write_tokens
 from input_pipeline.sources import open_source
 from jobs.workdir import describe_tokenizer, load, token_spec
 from models.errors import UserError
-from training.metrics import Progress
+from models.progress import Progress
 from training.step import fingerprint
 
 

@@ -19,8 +19,9 @@ from generator.sampling.sequential import SAMPLERS
 from jobs.workdir import describe_generator, describe_tokenizer, load, token_spec
 from models import sharding
 from models.errors import UserError
+from models.files import write_json, write_npz
+from models.progress import Progress
 from models.registry import build
-from training.metrics import Progress, write_atomically
 from training.step import place_batch
 
 
@@ -58,7 +59,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     image_grid(stem.with_suffix(".png"), samples.images, config.sample.columns)
     write_npz(stem.with_suffix(".npz"), arr_0=samples.images, arr_1=samples.labels)
     measured = {"images_per_second": samples.images_per_second, "calls_per_image": samples.calls}
-    write_atomically(record, json.dumps({"settings": settings, **measured}, indent=2) + "\n")
+    write_json(record, {"settings": settings, **measured})
     print(
         f"{len(labels)} images, {samples.images_per_second:.1f} images/s, {samples.calls:g} calls of the model an image"
     )
@@ -125,11 +126,3 @@ class Sampler:
 def to_uint8(images: Float[Array, "B H W C"]) -> UInt8[Array, "B H W C"]:
     """[-1, 1] to 0 ... 255, to the nearest."""
     return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
-
-
-def write_npz(path: Path, **arrays: Any) -> None:
-    """Write under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)
-    temporary.replace(path)

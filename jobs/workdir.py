@@ -13,12 +13,12 @@ from generator.generator import GENERATORS, Generator
 from input_pipeline.sources import open_source
 from models import sharding
 from models.errors import UserError
+from models.files import write_json
 from models.modules import Description, Params, describe
 from models.registry import build
 from models.tokens import TokenSpec
 from tokenizer.tokenizer import TOKENIZERS, Tokenizer
 from training.checkpoints import Checkpoints
-from training.metrics import write_atomically
 
 # What may differ between two commands on one workdir; all else decides what its files hold.
 FREE = ("sampler", "sample", "evaluation", "mesh", "stages", "data.path", "data.corrupt_limit")
@@ -53,7 +53,7 @@ def prepare(config: ConfigDict, workdir: Path, *, write: bool) -> ConfigDict:
     if exists and any(workdir.glob("*/checkpoints/*")):  # a run that ended before its first result binds nobody
         check_same(read_config(workdir), config, workdir)
     if write and jax.process_index() == 0:
-        write_atomically(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        write_json(workdir / "config.json", config.to_dict())
     return config
 
 

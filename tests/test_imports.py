@@ -12,7 +12,7 @@ BELOW = {
     "generator": {"models"},
     "input_pipeline": {"models"},
     "training": {"tokenizer", "generator", "input_pipeline", "models"},
-    "evaluation": {"tokenizer", "generator", "input_pipeline", "models"},
+    "evaluation": {"interop", "tokenizer", "generator", "input_pipeline", "models"},
     "interop": {"tokenizer", "generator", "input_pipeline", "models"},
     "jobs": {"training", "evaluation", "interop", "tokenizer", "generator", "input_pipeline", "models"},
     "configs": set(),

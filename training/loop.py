@@ -19,9 +19,11 @@ from jax.sharding import Mesh
 
 from models import sharding
 from models.errors import Stopped, UserError
+from models.files import write_text
 from models.modules import parameter_count
+from models.progress import Progress
 from training.checkpoints import Checkpoints
-from training.metrics import MetricsLog, Progress, write_atomically
+from training.metrics import MetricsLog
 from training.step import Batch, State, first_player, make_init, make_step, place_batch, state_shardings
 
 
@@ -185,9 +187,7 @@ def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
 def describe_parameters(learner: Any, shapes: State, directory: Path) -> None:
     """Write the overview of the parameters beside the metrics, and say their number."""
     params = shapes["params"][first_player(learner)]
-    write_atomically(
-        directory / "parameters.txt", parameter_overview.get_parameter_overview(params, include_stats=False)
-    )
+    write_text(directory / "parameters.txt", parameter_overview.get_parameter_overview(params, include_stats=False))
     count = parameter_count(params)
     print(f"{learner.stage}: {count:,} parameters (listed in {directory / 'parameters.txt'})")
 

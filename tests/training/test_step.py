@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from training.loop import check_batch, compile_step
-from training.metrics import Progress
 from training.step import fingerprint, make_init, make_step, place_batch, state_shardings
 
 
@@ -156,18 +155,3 @@ def test_batch_that_does_not_divide_is_refused(mesh):
     with pytest.raises(UserError, match=r"batch_size 8 .* 3 part"):
         check_batch(8, 3, mesh)
     check_batch(8, 4, mesh)
-
-
-def test_progress_prints_lines_where_there_is_no_terminal(capsys, monkeypatch):
-    clock = iter(range(0, 10_000, 4))
-    monkeypatch.setattr("training.metrics.time.monotonic", lambda: float(next(clock)))
-    progress = Progress("train x", 10, start=2, images_per_step=6)
-    for done in range(3, 11):
-        progress.update(done, loss=0.5)
-    progress.close()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        "train x: 5/10, loss 0.5, 2 images/s, 20 s left",
-        "train x: 8/10, loss 0.5, 2 images/s, 8 s left",
-        "train x: 10/10, loss 0.5, 2 images/s, 0 s left",
-    ]

@@ -1,0 +1,33 @@
+"""What a reader sees of a file that is being written, and what an interrupted writer leaves."""
+
+import json
+
+import numpy as np
+import pytest
+
+from models.files import atomically, write_json, write_npz
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "folder" / "file.json"
+    write_json(path, {"a": 1})
+    with atomically(path) as temporary:
+        temporary.write_text("half")
+        assert json.loads(path.read_text()) == {"a": 1}
+    assert path.read_text() == "half"
+
+
+def test_an_interrupted_writer_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomically(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_npz_keeps_its_name(tmp_path):
+    write_npz(tmp_path / "a.npz", x=np.arange(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["x"], [0, 1, 2])
