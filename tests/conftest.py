@@ -1,6 +1,7 @@
 """Shapes and types are checked at run time in the whole suite, and compiled programs are kept between runs."""
 
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -11,7 +12,27 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import numpy as np
+import pytest
 from jaxtyping import install_import_hook
 
 PACKAGES = ["models", "tokenizer", "generator", "input_pipeline", "training", "evaluation", "jobs", "interop"]
 install_import_hook(PACKAGES, "beartype.beartype")
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder beside the repository with real weights, reference outputs and data."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared data folder is not beside the repository")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def cifar10(shared, tmp_path_factory):
+    """CIFAR-10's test images, uint8 (10000, 32, 32, 3), in their published order where it matters."""
+    folder = tmp_path_factory.mktemp("cifar10")
+    subprocess.run([sys.executable, shared / "data" / "get.py", "cifar10", folder], check=True, capture_output=True)
+    return np.load(folder / "test.npz")["images"]
