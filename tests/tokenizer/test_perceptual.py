@@ -4,28 +4,42 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
-from tokenizer.perceptual import SHAPES, SHIFT, load_lpips, lpips, unit
+from tokenizer.perceptual import NETWORKS, SHIFT, load_lpips, lpips, network_of, shapes, smallest, unit
 
-# Written out once more, so that the table in perceptual.py is not its own judge.
+# Written out once more, so that the tables in perceptual.py are not their own judges: (side, inputs, outputs).
 VGG16 = {
-    "conv1_1": (3, 64), "conv1_2": (64, 64), "conv2_1": (64, 128), "conv2_2": (128, 128),
-    "conv3_1": (128, 256), "conv3_2": (256, 256), "conv3_3": (256, 256),
-    "conv4_1": (256, 512), "conv4_2": (512, 512), "conv4_3": (512, 512),
-    "conv5_1": (512, 512), "conv5_2": (512, 512), "conv5_3": (512, 512),
+    "conv1_1": (3, 3, 64), "conv1_2": (3, 64, 64), "conv2_1": (3, 64, 128), "conv2_2": (3, 128, 128),
+    "conv3_1": (3, 128, 256), "conv3_2": (3, 256, 256), "conv3_3": (3, 256, 256),
+    "conv4_1": (3, 256, 512), "conv4_2": (3, 512, 512), "conv4_3": (3, 512, 512),
+    "conv5_1": (3, 512, 512), "conv5_2": (3, 512, 512), "conv5_3": (3, 512, 512),
 }  # fmt: skip
-LIN = {"lin1": 64, "lin2": 128, "lin3": 256, "lin4": 512, "lin5": 512}
+ALEXNET = {
+    "conv1_1": (11, 3, 64), "conv2_1": (5, 64, 192), "conv3_1": (3, 192, 384), "conv4_1": (3, 384, 256),
+    "conv5_1": (3, 256, 256),
+}  # fmt: skip
+CONVOLUTIONS = {"vgg": VGG16, "alex": ALEXNET}
+LIN = {"vgg": (64, 128, 256, 512, 512), "alex": (64, 192, 384, 256, 256)}
 
 
-@pytest.fixture(scope="module")
-def arrays():
+def random_arrays(network):
     """Random weights with which the features neither vanish nor grow, and lin weights that are no less than 0."""
     rng = np.random.default_rng(0)
     arrays = {}
-    for name, (inputs, outputs) in VGG16.items():
-        scale = np.float32(np.sqrt(2 / (9 * inputs)))
-        arrays[f"{name}/kernel"] = scale * rng.standard_normal((3, 3, inputs, outputs), np.float32)
+    for name, (side, inputs, outputs) in CONVOLUTIONS[network].items():
+        scale = np.float32(np.sqrt(2 / (side**2 * inputs)))
+        arrays[f"{name}/kernel"] = scale * rng.standard_normal((side, side, inputs, outputs), np.float32)
         arrays[f"{name}/bias"] = np.float32(0.1) * rng.standard_normal(outputs, np.float32)
-    return arrays | {name: rng.random(channels, np.float32) for name, channels in LIN.items()}
+    return arrays | {f"lin{i}": rng.random(channels, np.float32) for i, channels in enumerate(LIN[network], start=1)}
+
+
+@pytest.fixture(scope="module")
+def all_arrays():
+    return {network: random_arrays(network) for network in NETWORKS}
+
+
+@pytest.fixture(scope="module")
+def arrays(all_arrays):
+    return all_arrays["vgg"]
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +56,10 @@ distance = jax.jit(lpips)
 distance_and_gradients = jax.jit(jax.value_and_grad(lambda *inputs: lpips(*inputs).sum(), argnums=(1, 2)))
 
 
-def test_table_of_arrays():
-    kernels = {f"{name}/kernel": (3, 3, *channels) for name, channels in VGG16.items()}
-    biases = {f"{name}/bias": (outputs,) for name, (_, outputs) in VGG16.items()}
-    assert kernels | biases | {name: (channels,) for name, channels in LIN.items()} == SHAPES
+@pytest.mark.parametrize("network", ["vgg", "alex"])
+def test_table_of_arrays(network, all_arrays):
+    assert {name: array.shape for name, array in all_arrays[network].items()} == shapes(network)
+    assert network_of(all_arrays[network]) == network
 
 
 def test_a_distance(weights):
@@ -78,8 +92,16 @@ def test_grey_is_rgb_of_equal_channels(weights):
 
 @pytest.mark.parametrize("side", [(8, 8), (15, 32), (32, 15)])
 def test_images_without_a_pixel_at_the_last_stage_are_refused(weights, side):
-    with pytest.raises(UserError, match="need"):
+    with pytest.raises(UserError, match=r"too small for LPIPS over 'vgg', which needs 16"):
         lpips(weights, jnp.zeros((1, *side, 3)), jnp.zeros((1, *side, 3)))
+
+
+def test_alexnet_needs_31_pixels(all_arrays):
+    weights = {name: jnp.asarray(array) for name, array in all_arrays["alex"].items()}
+    assert smallest("alex") == 31
+    assert jnp.isfinite(lpips(weights, random_images(0, 1, 31, 31, 3), random_images(1, 1, 31, 31, 3))).all()
+    with pytest.raises(UserError, match=r"'alex', which needs 31"):
+        lpips(weights, jnp.zeros((1, 40, 30, 3)), jnp.zeros((1, 40, 30, 3)))
 
 
 def test_gradients_are_finite_where_all_features_are_zero(weights):
@@ -114,23 +136,24 @@ def test_unit_of_zero_is_zero_and_so_is_its_gradient():
     np.testing.assert_allclose(jax.grad(lambda x: unit(x).sum())(x).ravel(), [0, 0, 0.032, -0.024], rtol=1e-5)
 
 
-def test_what_is_loaded_is_what_was_saved(arrays, tmp_path):
-    np.savez(tmp_path / "lpips.npz", **arrays, other=np.zeros(3))
+@pytest.mark.parametrize("network", ["vgg", "alex"])
+def test_what_is_loaded_is_what_was_saved(network, all_arrays, tmp_path):
+    np.savez(tmp_path / "lpips.npz", **all_arrays[network], other=np.zeros(3))
     loaded = load_lpips(str(tmp_path / "lpips.npz"))
-    assert loaded.keys() == SHAPES.keys()
+    assert loaded.keys() == shapes(network).keys()
     for name, array in loaded.items():
         assert isinstance(array, jax.Array)
         assert array.dtype == jnp.float32
-        np.testing.assert_array_equal(array, arrays[name])
+        np.testing.assert_array_equal(array, all_arrays[network][name])
 
 
-def test_a_missing_file_says_where_to_get_it(tmp_path):
+def test_a_missing_file_says_how_to_make_it(tmp_path):
     with pytest.raises(UserError) as error:
         load_lpips(tmp_path / "none.npz")
     for part in (
-        "vgg16-397923af.pth from https://download.pytorch.org/models/",
-        "weights/v0.1/vgg.pth from https://github.com/richzhang/PerceptualSimilarity",
-        f"python -m interop.lpips vgg16-397923af.pth vgg.pth {tmp_path / 'none.npz'}",
+        "https://download.pytorch.org/models/",
+        "https://github.com/richzhang/PerceptualSimilarity",
+        f"`python -m interop.lpips vgg {tmp_path / 'none.npz'}`",
     ):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
@@ -151,8 +174,12 @@ def test_a_folder_and_a_single_array_are_refused(tmp_path):
             load_lpips(path)
 
 
-@pytest.mark.parametrize("name", ["conv1_1/kernel", "conv4_2/bias", "lin3"])
-def test_an_array_that_is_missing_or_of_another_shape_is_named(name, arrays, tmp_path):
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [("vgg", "conv1_1/kernel"), ("vgg", "conv4_2/bias"), ("vgg", "lin3"), ("alex", "conv1_1/kernel"), ("alex", "lin2")],
+)
+def test_an_array_that_is_missing_or_of_another_shape_is_named(network, name, all_arrays, tmp_path):
+    arrays = all_arrays[network]
     np.savez(tmp_path / "missing.npz", **{key: array for key, array in arrays.items() if key != name})
     with pytest.raises(UserError, match=f"lacks the array '{name}'"):
         load_lpips(tmp_path / "missing.npz")
@@ -161,22 +188,45 @@ def test_an_array_that_is_missing_or_of_another_shape_is_named(name, arrays, tmp
         load_lpips(tmp_path / "shape.npz")
 
 
-@pytest.mark.parametrize("shape", [(2, 16, 16), (1, 37, 50)])
-def test_equals_a_torch_implementation(shape, arrays, weights):
+def taps_of_vgg16(functional, convolve, x):
+    """The features before each pool, and the last ones."""
+    for name in VGG16:
+        if name in ("conv2_1", "conv3_1", "conv4_1", "conv5_1"):
+            x = functional.max_pool2d(x, kernel_size=2, stride=2)
+        x = functional.relu(convolve(name, x, padding=1))
+        if name in ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3"):
+            yield x
+
+
+def taps_of_alexnet(functional, convolve, x):
+    x = functional.relu(convolve("conv1_1", x, stride=4, padding=2))
+    yield x
+    x = functional.relu(convolve("conv2_1", functional.max_pool2d(x, kernel_size=3, stride=2), padding=2))
+    yield x
+    x = functional.relu(convolve("conv3_1", functional.max_pool2d(x, kernel_size=3, stride=2), padding=1))
+    yield x
+    x = functional.relu(convolve("conv4_1", x, padding=1))
+    yield x
+    yield functional.relu(convolve("conv5_1", x, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [("vgg", (2, 16, 16)), ("vgg", (1, 37, 50)), ("alex", (2, 31, 34)), ("alex", (1, 64, 87))],
+)
+def test_equals_a_torch_implementation(network, shape, all_arrays):
     torch = pytest.importorskip("torch", reason="compares with an implementation in torch")
-    functional = torch.nn.functional
+    functional, arrays = torch.nn.functional, all_arrays[network]
     double = lambda array: torch.tensor(np.asarray(array), dtype=torch.float64)  # noqa: E731
     shift, scale = double([-0.030, -0.088, -0.188]), double([0.458, 0.448, 0.450])
 
+    def convolve(name, x, **options):
+        kernel, bias = double(arrays[f"{name}/kernel"]).permute(3, 2, 0, 1), double(arrays[f"{name}/bias"])
+        return functional.conv2d(x, kernel, bias, **options)
+
     def taps(images):
-        x = ((images - shift) / scale).permute(0, 3, 1, 2)
-        for name in VGG16:
-            if name in ("conv2_1", "conv3_1", "conv4_1", "conv5_1"):
-                x = functional.max_pool2d(x, kernel_size=2, stride=2)
-            kernel, bias = double(arrays[f"{name}/kernel"]).permute(3, 2, 0, 1), double(arrays[f"{name}/bias"])
-            x = functional.relu(functional.conv2d(x, kernel, bias, padding=1))
-            if name in ("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3"):
-                yield x
+        of = taps_of_vgg16 if network == "vgg" else taps_of_alexnet
+        return of(functional, convolve, ((images - shift) / scale).permute(0, 3, 1, 2))
 
     images, references = random_images(11, *shape, 3), random_images(12, *shape, 3)
     x, y = double(images).requires_grad_(), double(references)
@@ -186,8 +236,9 @@ def test_equals_a_torch_implementation(shape, arrays, weights):
         unit_theirs = theirs / (theirs.pow(2).sum(1, keepdim=True).sqrt() + 1e-10)
         lin = double(arrays[f"lin{level}"])[None, :, None, None]
         expected = expected + functional.conv2d((unit_ours - unit_theirs) ** 2, lin).mean((1, 2, 3))
+    weights = {name: jnp.asarray(array) for name, array in arrays.items()}
     np.testing.assert_allclose(distance(weights, images, references), expected.detach().numpy(), rtol=1e-5)
-    if shape == (2, 16, 16):
+    if len(images) == 2:
         expected.sum().backward()
         gradient = distance_and_gradients(weights, images, references)[1][0]
         np.testing.assert_allclose(gradient, x.grad.numpy(), atol=1e-4 * float(x.grad.abs().max()))
