@@ -10,10 +10,10 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from evaluation.classifiers import CLASSIFIERS
+from evaluation.language import codebook_usage
 from evaluation.neighbours import near_copies, nearest
 from evaluation.pictures import nearest_strip, reconstruction_strip
 from evaluation.similarity import psnr
-from evaluation.usage import codebook_usage
 from generator.learner import GeneratorLearner
 from input_pipeline.pipeline import image_batches
 from input_pipeline.records import token_batches
