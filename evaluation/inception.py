@@ -204,7 +204,7 @@ def _find(weights: str | Path | None) -> Path:
     )
 
 
-def resize(images: UInt8[Array, "B h w 3"]) -> Float[Array, "B 299 299 3"]:
+def resize(images: UInt8[Array | np.ndarray, "B h w 3"]) -> Float[Array, "B 299 299 3"]:
     """Images at 299x299, float32 in [0, 255], as TensorFlow 1 resized: pixel i is taken from i * (size / 299).
 
     Bilinear between that pixel's two neighbours, without half-pixel centres and without smoothing, also where it shrinks.
@@ -227,7 +227,7 @@ def _taps(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def inception_features(
-    params: Mapping[str, Array], images: UInt8[Array, "B h w 3"], wanted: tuple[str, ...]
+    params: Mapping[str, Array], images: UInt8[Array | np.ndarray, "B h w 3"], wanted: tuple[str, ...]
 ) -> dict[str, Float[Array, "B _"]]:
     """Features of images of any size, as deep as `wanted` needs; to be jitted with `wanted` static.
 
