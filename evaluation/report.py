@@ -1,0 +1,237 @@
+"""One HTML file that tells a run: pictures first, then figures, curves, and everything needed to do it again.
+
+It holds all it shows, needs no network and no script, and reads on paper, on a phone, in light and in dark.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from evaluation.markup import Html, anchor, definitions, element, image, join, png_file, scrolling, section, table
+from evaluation.report_metrics import (
+    Evaluation,
+    evaluated,
+    headline_figures,
+    metrics_over_steps,
+    warnings_box,
+    words,
+)
+from evaluation.report_search import search_tables
+from evaluation.report_style import SCRIPT, STYLE
+from evaluation.report_training import Rows, training_curves
+from models.files import write_text
+
+CLASSES, IMAGES = 20, 10  # shown: classes, and images of each
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a report tells; all but the name may be empty.
+
+    Attributes:
+      name: of the workdir.
+      about: one line on the experiment.
+      experiment: its file, as far as that is known.
+      facts: name -> value, under the title.
+      stages: rows of the table of stages, its head first.
+      metrics: stage -> rows of its metrics.jsonl.
+      samples: images uint8 (N, H, W, C) and labels (N,), and where they lie.
+      reconstructions: PNG file of originals over their reconstructions.
+      neighbours: PNG file of samples over their nearest training images.
+      evaluations: by step; the last is the newest.
+      tokenizers: evaluations of the tokenizer alone, by step.
+      searches: name -> a search over the sampler's settings.
+      speeds: rows of the table of sampling speeds, its head first.
+      config: complete, nested.
+      changed: "a.b" of the config -> what the experiment's file says instead.
+      versions: of libraries.
+      command: that runs it again.
+      notes: what went wrong in reading.
+    """
+
+    name: str
+    about: str = ""
+    experiment: str = ""
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    stages: Sequence[Sequence[str]] = ()
+    metrics: Mapping[str, Rows] = dataclasses.field(default_factory=dict)
+    samples: tuple[UInt8[np.ndarray, "N H W C"], Int[np.ndarray, "N"], str] | None = None
+    reconstructions: Path | None = None
+    neighbours: Path | None = None
+    evaluations: Sequence[Evaluation] = ()
+    tokenizers: Sequence[Evaluation] = ()
+    searches: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    speeds: Sequence[Sequence[str]] = ()
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    command: str = ""
+    notes: Sequence[str] = ()
+
+
+def write_report(path: Path, run: Run) -> None:
+    """Write the page."""
+    write_text(path, page(run))
+
+
+def page(run: Run) -> str:
+    """The whole HTML file."""
+    sections = {title: content for title, make in SECTIONS.items() if (content := make(title, run))}
+    links = [element("a", title, href=f"#{anchor(title)}") for title in sections]
+    head = join([
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{run.name} – Tessera"),
+        element("style", Html(STYLE)),
+    ])  # fmt: skip
+    body = element("body", element("header", *opening(run), element("nav", *links)), element("main", *sections.values()),
+                   element("script", Html(SCRIPT)))  # fmt: skip
+    return f"<!doctype html>\n{element('html', element('head', head), body, lang='en')}\n"
+
+
+def opening(run: Run) -> list[Html]:
+    """Title, facts, the figures of the newest evaluation, the stages, and warnings."""
+    parts = [element("h1", run.name)]
+    parts += [element("p", run.about)] if run.about else []
+    facts = [join([f"{name} ", element("span", value)]) for name, value in run.facts.items()]
+    newest = [*run.tokenizers[-1:], *run.evaluations[-1:]][-1:]
+    parts += [element("p", join(facts, " · "), class_="soft")] if facts else []
+    if newest and (figures := headline_figures(newest[0])):
+        parts.append(definitions(figures, class_="figures"))
+    texts = [*run.notes, *(text for one in newest for text in one.warnings)]
+    parts.append(warnings_box(texts))
+    if run.stages:
+        parts.append(element("div", table(run.stages[0], run.stages[1:], numbers_from=2), class_="stages"))
+    return [part for part in parts if part]
+
+
+def samples(title: str, run: Run) -> Html:
+    """One class a row."""
+    if run.samples is None or not len(run.samples[0]):
+        return Html()
+    images, labels, source = run.samples
+    classes = np.unique(labels)
+    shown = classes[np.unique(np.linspace(0, len(classes) - 1, min(CLASSES, len(classes))).astype(int))]
+    rows = []
+    for label in shown.tolist():
+        of_class = images[labels == label][:IMAGES]
+        tiles = [image(pixels, alt=f"sample of class {label}") for pixels in of_class]
+        rows += [element("span", str(label)), element("div", *tiles, class_="tiles")]
+    side = f"{images.shape[2]} × {images.shape[1]} pixels"
+    lead = f"One class a row, not picked: the first of {len(images):,} in {source}, {side}."
+    if len(shown) < len(classes):
+        lead += f" {len(shown)} of {len(classes):,} classes."
+    return section(title, element("div", *rows, class_="classes"), lead=lead)
+
+
+def reconstructions(title: str, run: Run) -> Html:
+    """Held-out images through the tokenizer."""
+    lead = ("Held-out images above, what is left of them after encoding and decoding below. Look for lost strokes, texture "
+            "and colour: the generator can draw nothing that is missing here.")  # fmt: skip
+    return sheet(title, run.reconstructions, "held-out images over their reconstructions", lead)
+
+
+def neighbours(title: str, run: Run) -> Html:
+    """Samples beside what they might be copies of."""
+    lead = ("Samples above, the training image nearest to each in pixels below. Pairs that agree in every detail are copies; "
+            "pairs of one class that differ in shape are what a good model gives.")  # fmt: skip
+    return sheet(title, run.neighbours, "samples over their nearest training images", lead)
+
+
+def sheet(title: str, path: Path | None, alt: str, lead: str) -> Html:
+    """A sheet of images in a frame of its own white."""
+    if path is None:
+        return Html()
+    return section(title, scrolling(element("div", png_file(path, alt=alt), class_="sheet")), lead=lead)
+
+
+def metrics(title: str, run: Run) -> Html:
+    """All evaluations beside one another."""
+    lead = "↑ higher is better, ↓ lower is better" + (
+        "; the best of a row is set bold." if len(run.evaluations) > 1 else "."
+    )
+    told = {text for one in run.evaluations[-1:] for text in one.warnings}
+    older = [text for one in run.evaluations[:-1] for text in one.warnings if text not in told]
+    # An evaluation of samples holds that of its tokenizer; alone it says something new only where there are several.
+    alone = run.tokenizers if len(run.tokenizers) > 1 or not run.evaluations else ()
+    heading = element("h3", "The tokenizer alone") if alone else Html()
+    return section(title, warnings_box(older), evaluated(run.evaluations), metrics_over_steps(run.evaluations), heading,
+                   evaluated(alone), lead=lead)  # fmt: skip
+
+
+def searches(title: str, run: Run) -> Html:
+    """What other settings of the sampler give."""
+    sampler = (*run.config.get("sampler", ()), "guidance_scale", "temperature", "top_k", "top_p")
+    return section(title, *(search_tables(name, search, sampler) for name, search in run.searches.items()))
+
+
+def training(title: str, run: Run) -> Html:
+    """The curves of both stages."""
+    lead = "Held-out curves are of the averaged weights. Long curves are drawn as means, with their range as a band."
+    return section(title, *(training_curves(stage, rows) for stage, rows in run.metrics.items()), lead=lead)
+
+
+def speed(title: str, run: Run) -> Html:
+    """How fast images came."""
+    lead = "On the machine that drew them, without compilation where there was more than one batch."
+    return section(title, table(run.speeds[0], run.speeds[1:]), lead=lead) if run.speeds[1:] else Html()
+
+
+def settings(title: str, run: Run) -> Html:
+    """The complete config, the versions, and the command that does it again."""
+    parts = []
+    if run.command:
+        parts += [element("p", "The same again, from the start:"), element("pre", run.command)]
+    if run.config:
+        count = f" {len(run.changed)} fields differ from {run.experiment}" if run.changed else ""
+        boxes = [fields(name, value, run.changed) for name, value in grouped(run.config).items()]
+        parts.append(element("details", element("summary", "Config", element("span", count, class_="soft")),
+                             element("div", *boxes, class_="settings")))  # fmt: skip
+    if run.versions:
+        listed = definitions(run.versions.items(), class_="fields versions")
+        parts.append(element("details", element("summary", "Versions"), listed))
+    return section(title, *parts)
+
+
+def grouped(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Section -> "a.b" -> value; what stands in no section comes first, under "run"."""
+    groups: dict[str, dict[str, Any]] = {"run": {}}
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                walk(f"{name}.{key}" if name else str(key), item)
+        else:
+            top = name.rpartition(".")[0]
+            groups.setdefault(top or "run", {})[name] = value
+
+    walk("", config)
+    return {name: group for name, group in groups.items() if group}
+
+
+def fields(name: str, group: Mapping[str, Any], changed: Mapping[str, Any]) -> Html:
+    """One section of the config; what differs from the experiment's file is set apart."""
+    pairs = []
+    for field, value in group.items():
+        text = words(value) or "–"
+        if field in changed:
+            text = element("span", text, class_="changed", title=f"the config file says {words(changed[field])}")
+        pairs.append((field.rpartition(".")[2], text))
+    return element("div", element("h3", name), definitions(pairs, class_="fields"))
+
+
+SECTIONS = {
+    "Samples": samples,
+    "Reconstructions": reconstructions,
+    "Nearest training images": neighbours,
+    "Metrics": metrics,
+    "Guidance search": searches,
+    "Training": training,
+    "Sampling speed": speed,
+    "Settings": settings,
+}
