@@ -16,11 +16,15 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from models.errors import Stopped, UserError, unknown
+from models.process import use_huge_pages
 
-JOBS = ("demo", "train", "extract", "sample", "evaluate")
+JOBS = ("demo", "train", "extract", "sample", "evaluate", "search", "report")
+SHORT = {"reference": "evaluation.reference", "follow": "evaluation.follow"}  # flags that stand for config fields
 DEMO = str(Path(__file__).parent / "configs" / "digits.py")
 
 flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> by default.")
+flags.DEFINE_string("reference", None, "evaluate, search: train, test, a folder, an npz of images or of statistics.")
+flags.DEFINE_bool("follow", None, "evaluate: wait for a training's checkpoints and evaluate each.")
 flags.DEFINE_string("job", "demo", f"What to do: {', '.join(JOBS)}.")
 
 
@@ -50,6 +54,8 @@ def choose_config(job: str, workdir: Path) -> ConfigDict:
     exists = (workdir / "config.json").exists()
     config: ConfigDict = run.read_config(workdir) if exists and flag.using_default_value else flag.value
     config.update_from_flattened_dict(config_flags.get_override_values(flag))
+    given = {field: flags.FLAGS[name].value for name, field in SHORT.items()}
+    config.update_from_flattened_dict({field: value for field, value in given.items() if value is not None})
     return run.prepare(config, workdir, write=job in ("demo", "train"))
 
 
@@ -74,21 +80,6 @@ def initialise_distributed() -> None:
         or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
     ):  # fmt: skip
         jax.distributed.initialize()
-
-
-def use_huge_pages() -> None:
-    """On a CPU, start anew with a malloc that asks for huge pages.
-
-    A training step allocates and frees hundreds of megabytes, and the kernel clears every page anew; with small pages that
-    takes a third of the demo's time. glibc reads its settings when a process starts.
-    """
-    accelerators = [
-        path for pattern in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*") for path in Path("/dev").glob(pattern)
-    ]
-    if "GLIBC_TUNABLES" in os.environ or accelerators or not sys.platform.startswith("linux"):
-        return
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    os.execv(sys.executable, sys.orig_argv)
 
 
 def parse(argv: list[str]) -> list[str]:

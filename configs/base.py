@@ -120,9 +120,25 @@ def get_config() -> ConfigDict:
                 "columns": 10,  # of the picture
             },
             "evaluation": {
-                "samples": 1000,  # generated images that are judged
-                "batch_size": 250,
-                "classifier": "svc",  # svc | convnet, trained on real training images; "" judges no classes
+                "name": "",  # of W/eval/<name>-<step>.json; "": the sampler's
+                "step": -1,  # the generator's checkpoint; -1: the newest
+                "follow": False,  # evaluate every new checkpoint until training has ended
+                "samples": 50_000,  # generated images that are judged
+                "batch_size": 250,  # images a program; what an interrupted evaluation loses at most
+                "class_counts": "balanced",  # balanced | dataset: as often as in the training images
+                "reference": "train",  # train | test | folder of images | npz of images | npz of statistics
+                "inception": "",  # weights: file | download; "": $TESSERA_WEIGHTS, else what was downloaded, else none
+                "heldout": 50_000,  # held-out images that the tokenizer is judged with, at most
+                "lpips_vgg": "",  # npz made by `python -m interop.lpips`
+                "lpips_alex": "",
+                "training_images": 60_000,  # to fit the classifier with and to look for copies among, at most; 0: neither
+                "classifier_epochs": 5,
+                "search": {  # --job=search: the sampler's settings that are tried
+                    "guidance_scale": (1.0, 1.5, 2.0, 2.5, 3.0),
+                    "temperature": (1.0,),
+                    "top_k": (0,),
+                    "samples": 5000,  # images a setting; the best one is then evaluated in full
+                },
             },
             "mesh": {
                 "data": -1,  # devices over which batches are split; -1: all that are left

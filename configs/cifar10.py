@@ -18,7 +18,6 @@ def get_config(argument: str = "size=B") -> ConfigDict:
     config = base.get_config()
     config.data.update(name="npz", path="data/cifar10", resolution=32, channels=3, flip=True)
     config.losses.l1 = 0.2
-    config.evaluation.classifier = "convnet"
     {"S": small, "B": big}[size](config)
     return config
 
@@ -38,6 +37,7 @@ def small(config: ConfigDict) -> None:
         steps=2400, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,
         save_every=400,
     )  # fmt: skip
+    config.evaluation.samples = 10_000
 
 
 def big(config: ConfigDict) -> None:

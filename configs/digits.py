@@ -22,4 +22,5 @@ def get_config() -> ConfigDict:
         steps=600, batch_size=64, learning_rate=3e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99, save_every=300
     )
     config.sampler.guidance_scale = 2.5
+    config.evaluation.update(samples=1000, classifier_epochs=30)
     return config

@@ -28,5 +28,5 @@ def get_config() -> ConfigDict:
         steps=1200, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,
         save_every=300,
     )  # fmt: skip
-    config.evaluation.classifier = "convnet"
+    config.evaluation.samples = 10_000
     return config

@@ -133,9 +133,44 @@ def loss_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], *, column
             axes.set_yscale("log")
         axes.locator_params(axis="x", nbins=5)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.tick_params(labelsize=9, colors=INK)
-        axes.grid(color="#e6e6e6", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     with atomically(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def search_curves(path: Path, rows: Sequence[Mapping[str, float]], metric: str) -> None:
+    """Write a metric over the guidance scale, one curve for each temperature and top-k.
+
+    Args:
+      path: of the PNG file.
+      rows: `guidance_scale`, `temperature`, `top_k` and the metric, of each setting.
+      metric: lower is better; the lowest is marked.
+    """
+    figure = Figure(figsize=(5.5, 3.6), dpi=100)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    axes = figure.add_subplot()
+    others = sorted({(row["temperature"], row["top_k"]) for row in rows})
+    for temperature, top_k in others:
+        line = sorted(
+            (r["guidance_scale"], r[metric]) for r in rows if (r["temperature"], r["top_k"]) == (temperature, top_k)
+        )
+        name = f"temperature {temperature:g}, top-k {top_k or 'off'}"
+        axes.plot(*zip(*line), linewidth=1.3, marker="o", markersize=4, label=name)
+    best = min(rows, key=lambda row: row[metric])
+    axes.annotate(f"{best[metric]:.4g}", (best["guidance_scale"], best[metric]), (0, -14), textcoords="offset points",
+                  ha="center", fontsize=9, color=INK)  # fmt: skip
+    axes.margins(y=0.15)
+    axes.set_title(metric, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel("guidance scale (1 is off)", fontsize=9, color=INK)
+    if len(others) > 1:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    _plain(axes)
+    with atomically(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _plain(axes: Any) -> None:
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.tick_params(labelsize=9, colors=INK)
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)

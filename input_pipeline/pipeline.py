@@ -52,7 +52,7 @@ def image_batches(
 
 
 def process_batches(
-    records: grain.MapDataset, batch_size: int, *, drop_remainder: bool, ahead: bool = True
+    records: grain.MapDataset, batch_size: int, *, drop_remainder: bool, ahead: bool = True, whole: bool = False
 ) -> grain.IterDataset:
     """Stacked batches of this process's share of the records; records that are None are left out.
 
@@ -64,8 +64,9 @@ def process_batches(
       batch_size: B, records a process.
       drop_remainder: whether a smaller last batch is left out.
       ahead: read in threads, before the batch is asked for.
+      whole: every process gets all records, not its share.
     """
-    share = records[jax.process_index() :: jax.process_count()]
+    share = records if whole else records[jax.process_index() :: jax.process_count()]
     # Two batches ahead, but Grain counts the waiting records whenever it hands one out: a long queue is a slow one.
     threads = grain.ReadOptions(num_threads=min(os.cpu_count() or 1, 16), prefetch_buffer_size=min(2 * batch_size, 256))
     return share.to_iter_dataset(threads if ahead else AT_ONCE).batch(batch_size, drop_remainder=drop_remainder)

@@ -84,15 +84,17 @@ def token_records(directory: str | Path) -> grain.MapDataset:
     return grain.MapDataset.source(source).map(decode)
 
 
-def token_batches(directory: str | Path, *, batch_size: int, seed: int, repeat: bool) -> grain.IterDataset:
-    """Batches {"ids": int32 (B, T, K), "label": int32 (B,)} of this process's share, numpy arrays.
+def token_batches(
+    directory: str | Path, *, batch_size: int, seed: int, repeat: bool, whole: bool = False
+) -> grain.IterDataset:
+    """Batches {"ids": int32 (B, T, K), "label": int32 (B,)} of this process's share, or of all, numpy arrays.
 
     `batch_size`, `seed`, `repeat` and the iterators' state are as in `image_batches`; raises as `token_records` does.
     """
     records = token_records(directory)
     if repeat:
         records = records.seed(seed).shuffle().repeat(None)
-    return process_batches(records, batch_size, drop_remainder=repeat)
+    return process_batches(records, batch_size, drop_remainder=repeat, whole=whole)
 
 
 def _row_dtype(manifest: Mapping[str, Any]) -> np.dtype:

@@ -5,7 +5,7 @@ import io
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ class Source:
       classes: number of classes; labels are in [0, classes).
       read: image and label of record i; raises `CorruptImage` with the record's name.
       in_memory: whether reading costs nothing.
+      labels: of all records, where they are known without reading the images.
     """
 
     length: int
     classes: int
     read: Callable[[int], tuple[np.ndarray, int]]
     in_memory: bool = False
+    labels: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -129,7 +131,8 @@ def image_folder(data: Any, split: str) -> Source:
     if test is None:
         kept = np.flatnonzero(_held_out(np.array(labels), every=10) == (split == "test"))
         files, labels = [files[i] for i in kept], [labels[i] for i in kept]
-    return Source(len(files), len(names), lambda i: (_decode(path := str(folder / files[i]), path), labels[i]))
+    read = lambda i: (decode(path := str(folder / files[i]), path), labels[i])  # noqa: E731
+    return Source(len(files), len(names), read, labels=labels)
 
 
 def tfds_dataset(data: Any, split: str) -> Source:
@@ -162,7 +165,7 @@ def tfds_dataset(data: Any, split: str) -> Source:
 
     def read(i: int) -> tuple[np.ndarray, int]:
         record = records[i]
-        return _decode(io.BytesIO(record["image"]), f"{data.name} {chosen} record {i}"), int(record["label"])
+        return decode(io.BytesIO(record["image"]), f"{data.name} {chosen} record {i}"), int(record["label"])
 
     return Source(len(records), features["label"].num_classes, read)
 
@@ -176,7 +179,7 @@ SOURCES: dict[str, Callable[[Any, str], Source]] = {
 
 def _in_memory(images: np.ndarray, labels: np.ndarray, keep: np.ndarray) -> Source:
     images, ids = images[keep], labels[keep].tolist()
-    return Source(len(ids), int(labels.max(initial=-1)) + 1, lambda i: (images[i], ids[i]), in_memory=True)
+    return Source(len(ids), int(labels.max(initial=-1)) + 1, lambda i: (images[i], ids[i]), True, ids)
 
 
 def _held_out(labels: np.ndarray, *, every: int) -> np.ndarray:
@@ -211,7 +214,7 @@ def _entries(folder: Path, kind: Callable[[os.DirEntry], bool]) -> list[str]:
         return sorted(entry.name for entry in entries if kind(entry) and not entry.name.startswith("."))
 
 
-def _decode(file: str | io.BytesIO, name: str) -> np.ndarray:
+def decode(file: str | io.BytesIO, name: str) -> np.ndarray:
     """The picture in a file as uint8 (h, w, 1) if it is grey, else (h, w, 3); transparency is dropped."""
     try:
         with Image.open(file) as image:

@@ -1,125 +1,147 @@
-"""Judge the checkpoints of a workdir: reconstruction, held-out loss, classes recognised, and whether samples are copies."""
+"""Judge a checkpoint: sample, look at the samples through networks, compare with the reference, say what was measured."""
 
-import json
+import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from evaluation.feature_metrics import compare
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from evaluation.classifiers import CLASSIFIERS
-from evaluation.language import codebook_usage
-from evaluation.neighbours import near_copies, nearest
-from evaluation.pictures import nearest_strip, reconstruction_strip
-from evaluation.similarity import psnr
-from generator.learner import GeneratorLearner
-from input_pipeline.pipeline import image_batches
-from input_pipeline.records import token_batches
-from input_pipeline.transforms import to_float, to_uint8
-from jobs.sample import Sampler
-from jobs.workdir import describe_generator, describe_tokenizer, load, token_spec
-from models import sharding
-from models.errors import unknown
-from models.files import write_json
-from training.loop import make_evaluation
+from evaluation.features import gather, join
+from evaluation.image_sets import read_labels, read_split
+from evaluation.neighbours import nearest
+from evaluation.pictures import nearest_strip
+from evaluation.references import open_reference
+from evaluation.shards import compute_shards, read_all, read_shards
+from jobs import judges, records
+from jobs.networks import find_inception, fit_classifier
+from jobs.sample import Sampler, images_per_second
+from jobs.workdir import NEWEST
+from models.errors import UserError, unknown
+from training.checkpoints import steps_on_disk
 
+SECONDS_BETWEEN_LOOKS = 5.0
+COPIES = 10_000  # samples that may be copies, at most
 SHOWN = 10  # images in a strip
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """W/eval/<sampler>-<step>.json and pictures; returns the metrics."""
-    sampler = Sampler(config, workdir)
-    stem = workdir / "eval" / f"{config.sampler.name}-{sampler.step}"
-    record = stem.with_suffix(".json")
-    settings = {"sampler": config.sampler.to_dict(), "evaluation": config.evaluation.to_dict(), "seed": config.seed,
-                "step": sampler.step}  # fmt: skip
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
-    if record.exists() and (found := json.loads(record.read_text()))["settings"] == settings:
-        print(f"evaluated already: {record}")
-        return found["metrics"]
-    stem.parent.mkdir(exist_ok=True)
+    """W/eval/<name>-<step>.json and pictures; returns the newest metrics."""
+    return follow(config, workdir) if config.evaluation.follow else evaluate(config, workdir).metrics
 
-    train, heldout = (read_images(config, split) for split in ("train", "test"))
-    metrics = judge_tokenizer(config, workdir, heldout["image"])
-    metrics["generator_loss_nats_per_token"] = heldout_loss(config, workdir)
-    labels = np.resize(np.arange(config.data.classes, dtype=np.int32), config.evaluation.samples)
-    samples = sampler(labels, config.evaluation.batch_size)
-    metrics["images_per_second_sampling"] = samples.images_per_second
-    metrics["model_calls_per_image"] = samples.calls
-    metrics["distinct_samples"] = len(np.unique(samples.ids.reshape(len(labels), -1), axis=0))
-    metrics |= judge_classes(config, train, heldout, samples.images, labels)
-    augmented = read_images(config, "test", augment=True)["image"]
-    shares = near_copies({"": samples.images, "_real": heldout["image"], "_real_augmented": augmented}, train["image"])
-    metrics |= {f"near_copy_share{name}": share for name, share in shares.items()}
 
-    shown = samples.images[:SHOWN]
-    nearest_strip(stem.parent / "nearest.png", shown, train["image"][nearest(shown, train["image"])[1]])
-    write_json(record, {"settings": settings, "metrics": metrics})
+def follow(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Evaluate every checkpoint that appears, oldest first, until the one of training's last step is done."""
+    folder, last = workdir / "generator" / "checkpoints", config.training.generator.steps
+    done, metrics = NEWEST, {}
+    print(f"following {folder} until step {last}", flush=True)
+    while done < last:
+        waiting = [step for step in steps_on_disk(folder) if step > done]
+        if not waiting:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            continue
+        config.evaluation.step = done = min(waiting)
+        try:
+            metrics = evaluate(config, workdir).metrics
+        except UserError:
+            if done in steps_on_disk(folder):
+                raise
+            print(f"step {done} is no longer kept; raise training.generator.keep_last to have each one evaluated")
     return metrics
 
 
-def read_images(config: ConfigDict, split: str, *, augment: bool = False) -> dict[str, np.ndarray]:
-    """A whole split in memory: {"image": uint8 (N, H, W, C), "label": int32 (N,)}."""
-    batches = list(image_batches(config.data, split, batch_size=512, seed=config.seed, augment=augment, repeat=False))
-    return {
-        "image": np.concatenate([to_uint8(batch["image"]) for batch in batches]),
-        "label": np.concatenate([batch["label"] for batch in batches]),
-    }
+def evaluate(config: ConfigDict, workdir: Path) -> records.Record:
+    """One checkpoint; what an interrupted evaluation has sampled is not sampled again."""
+    options, data = config.evaluation, config.data
+    sampler = Sampler(config, workdir, options.step)
+    reference = open_reference(options.reference, data=data, channels=data.channels, resolution=data.resolution)
+    inception, why_not = find_inception(options.inception)
+    weights = {**sampler.weights, "inception": inception.key if inception else "none"}
+    settings = records.settings(config, step=sampler.step, reference=reference, weights=weights)
+    path, earlier = records.find(workdir, f"{options.name or config.sampler.name}-{sampler.step}", settings)
+    if earlier:
+        print(f"evaluated already: {path}")
+        return earlier
+
+    # ---- what is judged without samples
+    heldout = read_split(data, "test", options.heldout)
+    tokenizer = judges.judge_tokenizer(config, workdir, heldout["image"], inception)
+    metrics, missing, warnings = dict(tokenizer.metrics), dict(tokenizer.missing), list(tokenizer.warnings)
+    metrics["generator_loss_nats_per_token"] = judges.heldout_loss(config, workdir, sampler.step)
+
+    # ---- samples, and what networks see in them, in pieces that outlive a kill
+    train = read_split(data, "train", options.training_images) if options.training_images else None
+    extractors = [inception] if inception else []
+    if train and options.classifier_epochs:
+        extractors.append(fit_classifier(config, workdir, train))
+    labels = class_labels(config)
+    size = min(options.batch_size, len(labels))
+    folder, pieces = records.work_folder(path, settings), -(-len(labels) // size)
+
+    def piece(k: int) -> dict[str, np.ndarray]:
+        found = sampler.batch(labels, k * size, size)
+        for extractor in extractors:
+            found |= extractor(found["images"])
+        return found
+
+    compute_shards(folder, pieces, piece, title="sample", images_per_shard=size)
+    judged = ("class",) if train and options.classifier_epochs else ()
+    samples = read_all(folder, pieces, ("ids", "calls", "seconds_per_image", *judged))
+    metrics["images_per_second_sampling"] = images_per_second(samples["seconds_per_image"])
+    metrics["model_calls_per_image"] = float(samples["calls"].mean())
+    metrics["distinct_samples"] = len(np.unique(samples["ids"].reshape(len(labels), -1), axis=0))
+
+    # ---- distances to the reference
+    names = tuple(name for extractor in extractors for name in extractor.names)
+    seen = gather(read_shards(folder, pieces, names))
+    report = compare(seen, join(reference.features(extractor) for extractor in extractors))
+    metrics, missing, warnings = metrics | report.metrics, missing | report.missing, [*warnings, *report.warnings]
+    if not inception:
+        missing["fid"] = why_not
+
+    # ---- classes and copies
+    shown = first_images(folder, size, len(labels))
+    if judged:
+        metrics["class_accuracy"] = float(np.mean(samples["class"] == labels))
+        metrics["classifier_accuracy_real"] = float(
+            np.mean(extractors[-1](heldout["image"])["class"] == heldout["label"])
+        )
+    if train:
+        metrics |= judges.judge_copies(config, shown, heldout["image"], train["image"])
+        nearest_strip(
+            path.parent / "nearest.png", shown[:SHOWN], train["image"][nearest(shown[:SHOWN], train["image"])[1]]
+        )
+
+    record = records.Record(settings, metrics, missing, warnings)
+    records.write(path, record)
+    records.remove(folder)
+    for warning in warnings:
+        print(f"warning: {warning}")
+    print(path)
+    return record
 
 
-def judge_tokenizer(config: ConfigDict, workdir: Path, images: UInt8[np.ndarray, "N H W C"]) -> dict[str, float]:
-    """PSNR and use of the codebook on held-out images; draws the strip of reconstructions."""
-    description = describe_tokenizer(config)
-    params, _ = load("tokenizer", description, workdir)
-
-    @jax.jit
-    def reconstruct(params: Any, images: jax.Array) -> Any:
-        tokenizer = description.merge(params)
-        tokens = tokenizer.encode(images)
-        return tokenizer.decode(tokens), tokens.ids
-
-    pictures, ids = [], []
-    for start in range(0, len(images), 256):
-        pixels, found = reconstruct(params, to_float(images[start : start + 256]))
-        pictures.append(to_uint8(np.asarray(pixels)))
-        ids.append(np.asarray(found))
-    reconstructions = np.concatenate(pictures)
-    reconstruction_strip(workdir / "eval" / "reconstructions.png", images[:SHOWN], reconstructions[:SHOWN])
-    usage = codebook_usage(np.concatenate(ids), sum(token_spec(description).sizes))
-    return {
-        "tokenizer_psnr": float(psnr(reconstructions, images).mean()),
-        "codebook_usage": usage["usage"],
-        "codebook_perplexity": usage["perplexity"],
-    }
+def first_images(folder: Path, size: int, count: int) -> UInt8[np.ndarray, "N H W C"]:
+    """As many of the samples as copies are looked for among, read from pieces of `size` images."""
+    pieces = -(-min(count, COPIES) // size)
+    return read_all(folder, pieces, ["images"])["images"][:COPIES]
 
 
-def heldout_loss(config: ConfigDict, workdir: Path) -> float:
-    """Mean negative log-likelihood of held-out tokens, nats per token."""
-    spec = token_spec(describe_tokenizer(config))
-    description = describe_generator(config, spec, scan_layers=True)
-    params, _ = load("generator", description, workdir)
-    evaluate = make_evaluation(GeneratorLearner(description), sharding.make_mesh({"data": -1, "fsdp": 1}))
-    batches = token_batches(workdir / "tokens" / "test", batch_size=config.evaluation.batch_size, seed=0, repeat=False)
-    return evaluate(params, batches)["heldout/loss"]
+def class_labels(config: ConfigDict) -> Int[np.ndarray, "N"]:
+    """The class of every sample: all in turn, or as often as in the training images (largest remainders).
 
-
-def judge_classes(
-    config: ConfigDict,
-    train: dict[str, np.ndarray],
-    heldout: dict[str, np.ndarray],
-    samples: UInt8[np.ndarray, "N H W C"],
-    labels: Int[np.ndarray, "N"],
-) -> dict[str, float]:
-    """Share of samples that a classifier of real training images recognises as the class asked for, and its own accuracy."""
-    name = config.evaluation.classifier
-    if not name:
-        return {}
-    if name not in CLASSIFIERS:
-        raise unknown("classifier", name, CLASSIFIERS)
-    predict = CLASSIFIERS[name](train["image"], train["label"], seed=config.seed)
-    return {
-        "class_accuracy": float(np.mean(predict(samples) == labels)),
-        "classifier_accuracy_real": float(np.mean(predict(heldout["image"]) == heldout["label"])),
-    }
+    Raises:
+      UserError: an unknown way of counting.
+    """
+    count, classes, how = config.evaluation.samples, config.data.classes, config.evaluation.class_counts
+    if how == "balanced":
+        return np.resize(np.arange(classes, dtype=np.int32), count)
+    if how != "dataset":
+        raise unknown("evaluation.class_counts", how, ("balanced", "dataset"))
+    train = read_labels(config.data, "train")
+    shares = np.bincount(train, minlength=classes) / len(train) * count
+    counts = np.floor(shares).astype(int)
+    counts[np.argsort(counts - shares, kind="stable")[: count - counts.sum()]] += 1
+    return np.repeat(np.arange(classes, dtype=np.int32), counts)

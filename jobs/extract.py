@@ -14,7 +14,7 @@ from input_pipeline.sources import open_source
 from jobs.workdir import describe_tokenizer, load, token_spec
 from models.errors import UserError
 from models.progress import Progress
-from training.step import fingerprint
+from training.step import checksum
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -27,7 +27,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     params, step = load("tokenizer", description, workdir)
     spec = token_spec(description)
     manifest = {
-        "tokenizer": np.asarray(jax.jit(fingerprint)(params)).tobytes().hex(),
+        "tokenizer": checksum(params),
         "tokenizer_step": step,
         "dataset": config.data.name,
         "resolution": config.data.resolution,

@@ -16,13 +16,13 @@ from ml_collections import ConfigDict
 from evaluation.pictures import image_grid
 from generator.generator import sampling_params
 from generator.sampling.sequential import SAMPLERS
-from jobs.workdir import describe_generator, describe_tokenizer, load, token_spec
+from jobs.workdir import NEWEST, describe_generator, describe_tokenizer, load, token_spec
 from models import sharding
 from models.errors import UserError
 from models.files import write_json, write_npz
 from models.progress import Progress
 from models.registry import build
-from training.step import place_batch
+from training.step import checksum, place_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Samples:
       ids: int32 (N, T, K), their tokens.
       labels: int32 (N,), the classes asked for.
       calls: calls of the model an image.
-      images_per_second: without the first batch, which compiles, where there are several.
+      images_per_second: of the median batch.
     """
 
     images: UInt8[np.ndarray, "N H W C"]
@@ -52,6 +52,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     record = stem.with_suffix(".json")
     if record.exists() and json.loads(record.read_text())["settings"] == json.loads(json.dumps(settings)):
         print(f"sampled already: {stem}.png, {stem}.npz")
+        return
+    if jax.process_index():  # a few pictures: one process draws them
         return
     labels = asked_classes(config.sample.classes, config.data.classes, config.sample.count)
     samples = sampler(labels, config.sample.batch_size)
@@ -87,16 +89,18 @@ class Sampler:
     and the number of devices do not change it; the last batch is filled up rather than compiled for its own size.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path):
+    def __init__(self, config: ConfigDict, workdir: Path, step: int = NEWEST):
         tokenizer = describe_tokenizer(config)
         spec = token_spec(tokenizer)
         sample = build("sampler", SAMPLERS, config.sampler.to_dict(), positions=spec.positions, seed=config.seed)
         stacked = describe_generator(config, spec, scan_layers=True)
         generator = describe_generator(config, spec, scan_layers=False)
-        params, self.step = load("generator", stacked, workdir)
+        params, self.step = load("generator", stacked, workdir, step)
         # Taken apart here, once: a slice of stacked layers in the loop would be copied at every token.
-        self.params = sampling_params(params, config.generator.depth), load("tokenizer", tokenizer, workdir)[0]
-        self.mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
+        decoder, _ = load("tokenizer", tokenizer, workdir)
+        self.params = sampling_params(params, config.generator.depth), decoder
+        self.weights = {"generator": checksum(params), "tokenizer": checksum(decoder)}
+        self.mesh = sharding.local_mesh()
 
         def program(params: Any, labels: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
             output = sample(generator.merge(params[0]), labels, indices)
@@ -107,20 +111,34 @@ class Sampler:
 
     def __call__(self, labels: Int[np.ndarray, "N"], batch_size: int) -> Samples:
         """Images 0 to N - 1 of the run, of the classes `labels`."""
-        count, batches, seconds = len(labels), [], []
-        size = min(batch_size, count)
-        progress = Progress("sample", count)
-        for start in range(0, count, size):
-            began = time.monotonic()
-            indices = np.arange(start, start + size, dtype=np.int32)
-            batch = place_batch({"label": np.take(labels, indices, mode="clip"), "index": indices}, self.mesh)
-            batches.append(jax.device_get(self.program(self.params, batch["label"], batch["index"])))
-            seconds.append((time.monotonic() - began) / size)
-            progress.update(min(start + size, count))
+        size = min(batch_size, len(labels))
+        progress = Progress("sample", len(labels))
+        batches = []
+        for start in range(0, len(labels), size):
+            batches.append(self.batch(labels, start, size))
+            progress.update(min(start + size, len(labels)))
         progress.close()
-        images, ids, calls = (np.concatenate(parts)[:count] for parts in zip(*batches))
-        measured = seconds[1:] or seconds
-        return Samples(images, ids, labels, float(calls.mean()), len(measured) / sum(measured))
+        images, ids, calls = (np.concatenate([batch[name] for batch in batches]) for name in ("images", "ids", "calls"))
+        speed = images_per_second([batch["seconds_per_image"] for batch in batches])
+        return Samples(images, ids, labels, float(calls.mean()), speed)
+
+    def batch(self, labels: Int[np.ndarray, "N"], start: int, size: int) -> dict[str, np.ndarray]:
+        """Images `start` to `start + size` - 1 of the run, fewer at its end, by one program of `size` images.
+
+        Returns:
+          images uint8 (n, H, W, C), ids int32 (n, T, K), calls int32 (n,), seconds_per_image float64 ().
+        """
+        began = time.monotonic()
+        indices = np.arange(start, start + size, dtype=np.int32)
+        batch = place_batch({"label": np.take(labels, indices, mode="clip"), "index": indices}, self.mesh)
+        found = jax.device_get(self.program(self.params, batch["label"], batch["index"]))
+        arrays = {name: array[: len(labels) - start] for name, array in zip(("images", "ids", "calls"), found)}
+        return {**arrays, "seconds_per_image": np.float64((time.monotonic() - began) / size)}
+
+
+def images_per_second(seconds_per_image: Any) -> float:
+    """Of the median batch, so that the one that compiled does not count where there are several."""
+    return float(1 / np.median(np.asarray(seconds_per_image)))
 
 
 def to_uint8(images: Float[Array, "B H W C"]) -> UInt8[Array, "B H W C"]:

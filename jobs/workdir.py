@@ -20,6 +20,8 @@ from models.tokens import TokenSpec
 from tokenizer.tokenizer import TOKENIZERS, Tokenizer
 from training.checkpoints import Checkpoints
 
+NEWEST = -1  # among the steps of the checkpoints
+
 # What may differ between two commands on one workdir; all else decides what its files hold.
 FREE = ("sampler", "sample", "evaluation", "mesh", "stages", "data.path", "data.corrupt_limit")
 FREE_IN_TRAINING = ("steps", "learning_rate", "schedule", "warmup_steps", "final_share", "clip_norm",
@@ -124,20 +126,21 @@ def token_spec(tokenizer: Description[Tokenizer]) -> TokenSpec:
     return tokenizer.merge(tokenizer.shapes).spec
 
 
-def load(stage: str, description: Description[Any], workdir: Path) -> tuple[Params, int]:
-    """The averaged parameters of a trained stage on every device, and the step that they are of.
+def load(stage: str, description: Description[Any], workdir: Path, step: int = NEWEST) -> tuple[Params, int]:
+    """The averaged parameters of a trained stage on every device of this process, and the step that they are of.
 
     Raises:
-      UserError: there is no sound checkpoint, or it is of another config.
+      UserError: there is no sound checkpoint (of that step), or it is of another config.
     """
     directory = workdir / stage / "checkpoints"
     if not directory.is_dir():
         raise UserError(f"{workdir} holds no trained {stage}; run --job=train first.")
-    place = sharding.replicated(sharding.make_mesh({"data": -1, "fsdp": 1}))
+    place = sharding.replicated(sharding.local_mesh())
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), description.shapes)
     checkpoints = Checkpoints(directory, read_only=True)
-    found = checkpoints.restore({"ema": shapes})
+    found = checkpoints.restore({"ema": shapes}, only=None if step == NEWEST else step)
     checkpoints.close()
     if found is None:
-        raise UserError(f"{directory} holds no sound checkpoint; run --job=train first.")
+        wanted = "no sound checkpoint" if step == NEWEST else f"no sound checkpoint of step {step}"
+        raise UserError(f"{directory} holds {wanted}; run --job=train first, or choose another step.")
     return found[1]["ema"], found[0]

@@ -25,13 +25,13 @@ MESH_AXES = ("data", "fsdp")
 LogicalAxes = Sequence[str | None]
 
 
-def make_mesh(config: Mapping[str, int]) -> Mesh:
-    """A mesh over all devices from {"data": n, "fsdp": m}; -1 takes what is left.
+def make_mesh(config: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices, or these, from {"data": n, "fsdp": m}; -1 takes what is left.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
-    devices = jax.devices()
+    devices = devices or jax.devices()
     sizes = [config[axis] for axis in MESH_AXES]
     if sizes.count(-1) == 1:
         known = math.prod(size for size in sizes if size != -1)
@@ -39,7 +39,12 @@ def make_mesh(config: Mapping[str, int]) -> Mesh:
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
         asked = " x ".join(f"{axis} {config[axis]}" for axis in MESH_AXES)
         raise UserError(f"mesh {asked} does not fit {len(devices)} devices; the sizes must multiply to that.")
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+
+
+def local_mesh() -> Mesh:
+    """This process's own devices: for work that processes share out among themselves."""
+    return make_mesh({"data": -1, "fsdp": 1}, jax.local_devices())
 
 
 def partition_spec(shape: Sequence[int], axes: LogicalAxes, mesh_shape: Mapping[str, int]) -> PartitionSpec:

@@ -10,6 +10,7 @@ CACHE = Path(tempfile.gettempdir()) / f"tessera-jax-cache-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # for subprocesses too
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tessera-cache-")  # no feature of an earlier run is found
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np

@@ -15,6 +15,11 @@ from models.errors import UserError
 from training.step import fingerprint
 
 
+def steps_on_disk(directory: Path) -> list[int]:
+    """The steps of the finished checkpoints of a stage, which a training may be writing to; oldest first."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+
+
 class Checkpoints:
     """The checkpoints of one stage: a folder a step with named trees of arrays, the place in the data, and checksums.
 
@@ -59,19 +64,21 @@ class Checkpoints:
         self.manager.save(step, metrics={"loss": float(loss)}, args=ocp.args.Composite(**items))
 
     def restore(
-        self, shapes: Mapping[str, Any], batches: grain.DatasetIterator | None = None
+        self, shapes: Mapping[str, Any], batches: grain.DatasetIterator | None = None, *, only: int | None = None
     ) -> tuple[int, dict[str, Any]] | None:
-        """(step, trees) of the newest sound checkpoint; None when there is none.
+        """(step, trees) of the newest sound checkpoint, or of that step; None when there is none.
 
         Args:
           shapes: for each tree to read, `jax.ShapeDtypeStruct`s with the shardings that it shall have now.
           batches: iterator to set to where it was when the checkpoint was saved; damaged checkpoints newer than the
             restored one are then set aside, since training goes on from there and will write their steps anew.
+          only: the step to read.
 
         Raises:
           UserError: the checkpoint holds arrays of other names or shapes.
         """
-        for step in sorted(self.manager.all_steps(), reverse=True):
+        steps = [found for found in self.manager.all_steps() if only in (None, found)]
+        for step in sorted(steps, reverse=True):
             items: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
             items["checksums"] = ocp.args.JsonRestore()
             if batches is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, UInt32
@@ -122,6 +123,11 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     divides = all(len(leaf) % max(len(mesh.local_devices), 1) == 0 for leaf in batch.values())
     place = split if divides else whole
     return {name: jax.make_array_from_process_local_data(place, leaf) for name, leaf in batch.items()}
+
+
+def checksum(params: State) -> str:
+    """A tree's `fingerprint` in hex, for people."""
+    return np.asarray(jax.jit(fingerprint)(params)).tobytes().hex()
 
 
 def fingerprint(state: State) -> UInt32[Array, "2"]:
