@@ -90,13 +90,41 @@ def _read_legacy(file: BufferedIOBase, size: int, path: Path) -> Any:
     if magic != MAGIC or protocol != PROTOCOL or not system["little_endian"]:
         raise ValueError("another format")
     tensors = _Tensors(file, size, path)
-    value = tensors.load()
+    value = tensors.read()
     for key in Restricted(file, {}, path).load():
         storage = tensors.storages[key]
         if int.from_bytes(file.read(8), "little") != storage.size:
             raise ValueError("a storage of another length")
         tensors.fill(storage, file.read(storage.nbytes))
     return value
+
+
+class _Parameter:
+    """A parameter as torch 0.1 pickled it: its tensor comes at once, or first of the five parts of its state."""
+
+    __slots__ = ("tensor",)
+
+    def __new__(cls, tensor: Any = None, *_: Any) -> "_Parameter":
+        parameter = super().__new__(cls)
+        parameter.tensor = tensor
+        return parameter
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        # Defined for the class as well as its instances, so that a pickle can change neither.
+        if len(state) == 5:
+            self.tensor = state[0]
+
+
+def _unwrapped(node: Any) -> Any:
+    if isinstance(node, _Parameter):
+        return node.tensor
+    if isinstance(node, dict):
+        node.update({key: _unwrapped(value) for key, value in node.items()})
+    elif isinstance(node, list):
+        node[:] = map(_unwrapped, node)
+    elif type(node) is tuple:
+        return tuple(map(_unwrapped, node))
+    return node
 
 
 class _Tensors(Restricted):
@@ -110,12 +138,18 @@ class _Tensors(Restricted):
             {
                 **classes,
                 ("collections", "OrderedDict"): OrderedDict,
+                ("torch._utils", "_rebuild_tensor"): self.tensor,  # of torch 0.1 to 0.3
                 ("torch._utils", "_rebuild_tensor_v2"): self.tensor,
                 ("torch._utils", "_rebuild_parameter"): self.parameter,
+                ("torch.nn.parameter", "Parameter"): _Parameter,
             },
             path,
         )
         self.room, self.storages = size, dict[str, np.ndarray]()
+
+    def read(self) -> Any:
+        """What is pickled, with every parameter as its tensor."""
+        return _unwrapped(self.load())
 
     def persistent_load(self, identity: tuple[Any, ...]) -> np.ndarray:
         """The storage of ("storage", class, key, device, elements[, None])."""

@@ -1,3 +1,4 @@
+import copyreg
 import os
 import pickle
 import zipfile
@@ -84,6 +85,48 @@ def test_containers_parameters_and_state_dicts(save):
     ours = read_torch(path)
     assert_same(ours, torch.load(path, weights_only=True))
     assert ours["state"]["1.num_batches_tracked"].dtype == np.int64
+
+
+PARAMETERS = {  # what pickles a parameter, as torch has done it since its first versions
+    "called": lambda data: (torch.nn.Parameter, (data,), (True, False, OrderedDict())),
+    "created": lambda data: (copyreg.__newobj__, (torch.nn.Parameter, data), (True, False, OrderedDict())),
+    "by its state": lambda data: (
+        copyreg.__newobj__, (torch.nn.Parameter,), (data, None, OrderedDict(), True, False),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reduce", [None, *PARAMETERS.values()], ids=["tensors", *PARAMETERS])
+def test_files_of_the_first_versions(reduce, tmp_path):
+    """torchvision's vgg16-397923af.pth is one: no gradient flag with a tensor, and a parameter by its class."""
+    tensors, storages = {"a": torch.randn(2, 3), "b": torch.randn(4).bfloat16().float()[1:]}, {}
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            if isinstance(value, torch.UntypedStorage):
+                storages[str(value._cdata)] = value
+                return "storage", torch.FloatStorage, str(value._cdata), "cpu", value.nbytes() // 4, None
+            return None
+
+        def reducer_override(self, value):
+            if type(value) is torch.nn.Parameter:
+                return reduce(value.data)
+            if type(value) is torch.Tensor:
+                view = value.storage_offset(), tuple(value.shape), value.stride()
+                return torch._utils._rebuild_tensor, (value.untyped_storage(), *view)
+            return NotImplemented
+
+    written = {name: torch.nn.Parameter(tensor) if reduce else tensor for name, tensor in tensors.items()}
+    with (tmp_path / "file.pth").open("wb") as file:
+        for part in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}):
+            pickle.dump(part, file, 2)
+        Pickler(file, 2).dump(OrderedDict(written))
+        pickle.dump(list(storages), file, 2)
+        for storage in storages.values():
+            file.write((storage.nbytes() // 4).to_bytes(8, "little") + bytes(storage))
+    judge = torch.load(tmp_path / "file.pth", weights_only=True)
+    assert all(torch.equal(judge[name], tensor) for name, tensor in tensors.items())
+    assert_same(dict(read_torch(tmp_path / "file.pth")), tensors)
 
 
 def test_a_file_of_torch_is_recognised_by_its_content(save, tmp_path):
