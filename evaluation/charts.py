@@ -9,8 +9,8 @@ from jaxtyping import Float
 
 from evaluation.markup import Html, element, join, number, plain
 
-WIDTH, HEIGHT = 360, 216  # of the drawing, in its own units
-TOP, RIGHT, BOTTOM = 8, 12, 38  # margins; the left one follows the tick labels
+WIDTH, HEIGHT = 360.0, 216.0  # of the drawing, in its own units
+TOP, RIGHT, BOTTOM = 8.0, 12.0, 38.0  # margins; the left one follows the tick labels
 DIGIT = 6.3  # width of a character of a tick label
 BINS = 240  # points a curve is drawn with, at most
 COLOURS = 6  # in the style sheet
@@ -95,7 +95,7 @@ def line_chart(
     drawing = element(
         "svg", frame(horizontal, vertical, x_title), *drawn,
         element("line", class_="cursor", y1=TOP, y2=HEIGHT - BOTTOM, x1=left, x2=left),
-        viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{title}: {names} over {x_title}",
+        viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img", aria_label=f"{title}: {names} over {x_title}",
         data_x=f"{horizontal.low:g} {horizontal.high:g} {left:g} {WIDTH - RIGHT}",
     )  # fmt: skip
     heading = [element("strong", title), *([element("span", unit, class_="unit")] if unit else [])]

@@ -15,6 +15,7 @@ from PIL import Image
 VOID = {"br", "img", "meta", "link", "circle", "line", "path", "rect"}  # elements without content
 LARGEST = 128  # pixels: the side that larger images are shown at, so that a report stays small
 SMALL = 64  # pixels: images up to this are kept exact, and enlarged without smoothing
+ROOM, WIDE = 400_000, 1680  # bytes that a picture may take as it is; pixels that it is reduced to else
 
 
 class Html(str):
@@ -99,11 +100,17 @@ def image(pixels: UInt8[np.ndarray, "H W C"], *, alt: str, **attributes: Any) ->
 
 
 def png_file(path: Path, *, alt: str) -> Html:
-    """A PNG file inside the page, as it is."""
-    content = path.read_bytes()
+    """A PNG file inside the page: as it is, or, where it takes too much room, as a JPEG of `WIDE` pixels, shown at half."""
+    content, kind = path.read_bytes(), "png"
     with Image.open(io.BytesIO(content)) as picture:
         width, height = picture.size
-    return element("img", src=data_uri(content, "image/png"), alt=alt, width=width, height=height, class_="pixels")
+        if len(content) > ROOM:
+            reduced, buffer = picture.convert("RGB"), io.BytesIO()
+            reduced.thumbnail((WIDE, height))
+            reduced.save(buffer, format="JPEG", optimize=True, quality=88)
+            content, kind, width, height = buffer.getvalue(), "jpeg", reduced.width // 2, reduced.height // 2
+    exact = "pixels" if kind == "png" else None
+    return element("img", src=data_uri(content, f"image/{kind}"), alt=alt, width=width, height=height, class_=exact)
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -56,6 +56,7 @@ thead th { color: var(--soft); font-size: .85rem; vertical-align: bottom; border
 .metrics th[scope=row] { min-width: 14rem; }
 .metrics .note { min-width: 16rem; }
 .many th[scope=row] { min-width: 12rem; }
+.many thead th { white-space: normal; }
 .many td, .many thead th + th { padding-left: 1rem; }
 .metrics tr:hover td, .metrics tr:hover th[scope=row] { background: var(--tint); }
 .metrics thead .soft { display: block; font-size: .8rem; }

@@ -5,6 +5,7 @@ import json
 import platform
 import runpy
 import shlex
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,7 +132,7 @@ def stages(config: ConfigDict, spec: TokenSpec, metrics: Mapping[str, list[dict[
         steps = max((row["step"] for row in metrics[stage]), default=0)
         losses = [row["heldout/loss"] for row in metrics[stage] if "heldout/loss" in row]
         done = f"{steps:,} of {config.training[stage].steps:,}"
-        rows.append([stage, about, f"{parameter_count(params):,}", done, number(losses[-1]) if losses else "–"])
+        rows.append([stage, about, f"{parameter_count(params):,}", done, number(float(losses[-1])) if losses else "–"])
     return rows
 
 
@@ -141,7 +142,7 @@ def newest_samples(workdir: Path, notes: list[str]) -> tuple[np.ndarray, np.ndar
         try:
             with np.load(path) as arrays:
                 return arrays["arr_0"], arrays["arr_1"].astype(np.int32), f"samples/{path.name}"
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             notes.append(f"samples/{path.name} cannot be read and is left out.")
     return None
 
@@ -161,7 +162,10 @@ def speeds(workdir: Path, notes: list[str]) -> list[list[str]]:
                 continue
             counts = [settings.get(name) for name in ("step", f"{job}.{count}", f"{job}.batch_size")]
             texts = [words(settings.get("sampler.name")), *(f"{n:,}" if isinstance(n, int) else "–" for n in counts)]
-            texts += [f"{measured[speed]:,.1f}", number(measured[calls]) if measured.get(calls) is not None else "–"]
+            texts += [
+                f"{measured[speed]:,.1f}",
+                number(float(measured[calls])) if measured.get(calls) is not None else "–",
+            ]
             rows.append((counts[0] or 0, texts))
     return [head, *(texts for _, texts in sorted(rows, key=lambda row: row[0]))]
 
