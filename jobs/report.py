@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from evaluation.markup import number
 from evaluation.report import Run, write_report
 from evaluation.report_metrics import Evaluation, words
-from jobs.workdir import describe_generator, describe_tokenizer, flat, token_spec
+from jobs.workdir import check_same, describe_generator, describe_tokenizer, flat, token_spec
+from models.errors import UserError
 from models.modules import parameter_count
 from models.tokens import TokenSpec
 from training.metrics import read_metrics
@@ -25,8 +26,6 @@ from training.metrics import read_metrics
 CONFIGS = Path(__file__).parent.parent / "configs"
 STAGES = ("tokenizer", "generator")
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-DECIDED = ("data.classes", "data.path")  # fields that a dataset and its place fill in
-MOST_CHANGES = 12  # fields in which a run may differ from an experiment and still be called one of its
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -44,11 +43,11 @@ def collect(config: ConfigDict, workdir: Path) -> Run:
     evaluations = [to_evaluation(name, record) for name, record in records.items() if not name.startswith("search-")]
     evaluations.sort(key=lambda one: (one.step, (workdir / "eval" / f"{one.name}.json").stat().st_mtime, one.name))
     tokenizers = [one for one in evaluations if one.name.startswith("tokenizer-")]
-    experiment, about, changed = nearest_config(config)
+    experiment, about, changed = find_experiment(config)
     spec = token_spec(describe_tokenizer(config))
     return Run(
         name=workdir.resolve().name,
-        about=about,
+        about=f"{experiment}: {about}" if experiment else "",
         experiment=experiment,
         facts=facts(config, workdir, experiment, len(changed)),
         stages=stages(config, spec, metrics),
@@ -108,9 +107,9 @@ def to_evaluation(name: str, record: Mapping[str, Any]) -> Evaluation:
 def facts(config: ConfigDict, workdir: Path, experiment: str, changed: int) -> dict[str, str]:
     """What stands under the title."""
     data = config.data
-    origin = f"{experiment}{f', {changed} fields changed' if changed else ''}"
-    told = {"config": origin} if experiment else {}
-    told |= {"dataset": f"{data.name}, {data.resolution} × {data.resolution}, {data.classes:,} classes"}
+    told = {"config": f"as in the file but for {changed} fields" if changed else "as in the file"} if experiment else {}
+    path = f" of {data.path}" if data.path else ""
+    told |= {"dataset": f"{data.name}{path}, {data.resolution} × {data.resolution}, {data.classes:,} classes"}
     if (seconds := existing(workdir / "seconds.json")) is not None:
         minutes, rest = divmod(round(float(json.loads(seconds.read_text()))), 60)
         hours, minutes = divmod(minutes, 60)
@@ -178,21 +177,30 @@ def versions(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def nearest_config(config: ConfigDict) -> tuple[str, str, dict[str, Any]]:
-    """The file of configs/ that differs least, the first line of its docstring, and "a.b" -> what it says instead; nothing
-    where all differ much. Workdirs do not hold the name of their experiment."""
+def find_experiment(config: ConfigDict) -> tuple[str, str, dict[str, Any]]:
+    """The file of configs/ that makes such a workdir, the first line of its docstring, and "a.b" -> what it says instead.
+
+    Workdirs do not hold the name of their experiment; one whose data, model or training is another is not taken for it, and
+    where there is none, nothing is said.
+    """
     found, ours = [], flat(config)
     for path in sorted(CONFIGS.glob("*.py")):
         names = runpy.run_path(str(path))
         if path.stem == "base" or "get_config" not in names:
             continue
-        theirs = flat(names["get_config"]())
-        changed = {name: value for name, value in theirs.items()
-                   if name in ours and ours[name] != value and name not in DECIDED}  # fmt: skip
-        distance = len(changed) + len(theirs.keys() ^ ours.keys())
-        found.append((distance, path.name, names["__doc__"].strip().partition("\n")[0], changed))
+        theirs = names["get_config"]()
+        theirs.data.classes = config.data.classes  # what the dataset decides
+        try:
+            check_same(theirs, config, CONFIGS)
+        except UserError:
+            continue
+        changed = {name: value for name, value in flat(theirs).items()
+                   if name in ours and ours[name] != value and name != "data.path"}  # fmt: skip
+        found.append((len(changed), path.name, names["__doc__"].strip().partition("\n")[0], changed))
+    if not found:
+        return "", "", {}
     _, name, about, changed = min(found, key=lambda one: one[:2])
-    return (f"configs/{name}", about, changed) if len(changed) <= MOST_CHANGES else ("", "", {})
+    return f"configs/{name}", about, changed
 
 
 def command(config: ConfigDict, workdir: Path, experiment: str, changed: Iterable[str]) -> str:
