@@ -10,13 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation.pictures import Curve, loss_curves
-from jobs import evaluate, sample, train
+from jobs import evaluate, report, sample, train
 from models.files import write_json
 from training.metrics import read_metrics
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """W/summary.json, W/loss.png, and what the jobs write."""
+    """W/summary.json, W/loss.png, W/report.html, and what the jobs write."""
     began = time.monotonic()
     seconds_before = seconds_so_far(workdir)
     try:
@@ -33,6 +33,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     print_table(summary)
     for picture in sorted(workdir.glob("**/*.png")):
         print(picture)
+    report.run(config, workdir)
 
 
 def seconds_so_far(workdir: Path) -> float:

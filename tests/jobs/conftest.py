@@ -17,7 +17,7 @@ def make_config():
     for stage in (config.training.tokenizer, config.training.generator):
         stage.update(steps=6, batch_size=16, learning_rate=2e-3, warmup_steps=0, save_every=3, log_every=2)
     config.sample.update(count=20, batch_size=10)
-    config.evaluation.update(samples=20, batch_size=10)
+    config.evaluation.update(samples=20, batch_size=10, classifier_epochs=8)
     return config
 
 

@@ -14,7 +14,8 @@ from models.errors import UserError
 from training.metrics import read_metrics
 
 SUMMARY = {
-    "tokenizer_psnr", "codebook_usage", "generator_loss_nats_per_token", "class_accuracy", "classifier_accuracy_real",
+    "tokenizer_psnr", "tokenizer_ssim", "tokenizer_usage", "cfd",
+    "generator_loss_nats_per_token", "class_accuracy", "classifier_accuracy_real",
     "near_copy_share", "near_copy_share_real", "distinct_samples", "wall_seconds", "images_per_second_sampling",
 }  # fmt: skip
 
@@ -30,7 +31,7 @@ def test_summary_holds_every_figure_within_its_range(workdir):
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary.keys() >= SUMMARY
     assert all(np.isfinite(value) for value in summary.values())
-    for name in ("codebook_usage", "class_accuracy", "near_copy_share", "near_copy_share_real"):
+    for name in ("tokenizer_usage", "class_accuracy", "near_copy_share", "near_copy_share_real"):
         assert 0 <= summary[name] <= 1, name
     assert summary["classifier_accuracy_real"] > 0.9
     assert 0 < summary["generator_loss_nats_per_token"] < 2 * np.log(16)
