@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from scipy import linalg
 
-from evaluation.inception import FEATURES, SHAPES, inception_features, load_inception, resize
+from evaluation.inception import FEATURES, inception_features, load_inception, resize
+from evaluation.inception_network import SHAPES
 from models.errors import UserError
 
 WEIGHTS = "inception_fid_2015_to_mixed_6e.npz"
