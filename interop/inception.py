@@ -59,8 +59,7 @@ def read_inception(path: str | Path, shapes: Shapes) -> dict[str, np.ndarray]:
         verb, names = ("lacks", missing) if missing else ("has, and the network has not,", left_over)
         raise UserError(f"{path} {verb} {names[0]!r}{_and_more(names)}; {NOT_IT}")
     for name, array in arrays.items():
-        if array.shape != shapes[name]:
-            raise UserError(f"{path}: {name!r} has the shape {array.shape}; it should have {shapes[name]}.")
+        _check_shape(path, name, array.shape, shapes[name])
     return {name: np.ascontiguousarray(arrays[name], np.float32) for name in shapes if name in arrays}
 
 
@@ -72,6 +71,11 @@ def _expected(arrays: Mapping[str, Any], shapes: Shapes) -> list[str]:
             break
         names = [name for name in names if not name.startswith(prefix)]
     return names
+
+
+def _check_shape(path: str | Path, name: str, shape: tuple[int, ...], right: tuple[int, ...]) -> None:
+    if shape != right:
+        raise UserError(f"{path}: {name!r} has the shape {shape}; it should have {right}.")
 
 
 def _and_more(names: list[str]) -> str:
@@ -100,14 +104,18 @@ _SOURCES = {"npz": _from_npz, "torch": _from_torch, "pickle": _from_pickle}
 
 
 def _tensors(tree: Any, path: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
-    """Nested names to names with dots, without what only training uses and what is None (a bias that is not there)."""
+    """Nested names to names with dots, without what only training uses.
+
+    A convolution before a normalization has no bias: where a file has an entry for one, it is None or zeros.
+    """
     if not isinstance(tree, Mapping):
         raise UserError(f"{path} holds no arrays by name; is it another file?")
     flat: dict[str, np.ndarray] = {}
     for key, node in tree.items():
         name = f"{prefix}{key}"
         if isinstance(node, np.ndarray):
-            flat[name] = node
+            if not (name.endswith("conv.bias") and not node.any()):
+                flat[name] = node
         elif node is not None:
             flat |= _tensors(node, path, f"{name}.")
     return {name: array for name, array in flat.items() if not any(part in name for part in UNUSED)}
@@ -129,9 +137,12 @@ def _folded(
         if there:
             if absent := [name for part, name in names.items() if part not in there]:
                 raise UserError(f"{path} lacks {absent[0]!r}{_and_more(absent)}; {NOT_IT}")
-            factor = there["scale"].reshape(-1) / np.sqrt(there["variance"].reshape(-1) + EPSILON)
+            for part, array in there.items():
+                right = shapes[f"{layer}/kernel"] if part == "kernel" else shapes[f"{layer}/bias"]
+                _check_shape(path, names[part], array.shape, right)
+            factor = there["scale"] / np.sqrt(there["variance"] + EPSILON)
             folded[f"{layer}/kernel"] = there["kernel"] * factor
-            folded[f"{layer}/bias"] = there["shift"].reshape(-1) - there["mean"].reshape(-1) * factor
+            folded[f"{layer}/bias"] = there["shift"] - there["mean"] * factor
     return folded | rest
 
 

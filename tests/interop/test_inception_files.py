@@ -52,7 +52,8 @@ def tree(layers):
         parts, node = layers[layer], tree
         for name in layer.split("/"):
             node = node.setdefault(name, {})
-        node["conv"] = {"kernel": parts["kernel"].transpose(2, 3, 1, 0), "bias": None}
+        no_bias = None if layer == LAYERS[0] else np.zeros(len(parts["mean"]), np.float32)
+        node["conv"] = {"kernel": parts["kernel"].transpose(2, 3, 1, 0), "bias": no_bias}
         node["bn"] = {"scale": parts["scale"], "bias": parts["shift"], "mean": parts["mean"], "var": parts["variance"]}
     return tree
 
@@ -128,7 +129,7 @@ def test_a_part_of_a_layer_that_is_missing_is_named(sources, state, tree, npz):
 
 def test_what_the_network_does_not_have_is_named(sources, state, tree, npz):
     state["Mixed_6f.bn.weight"] = state["fc.bias"]
-    tree["Mixed_6e"]["branch7x7_2"]["conv"]["bias"] = npz["surplus"] = np.zeros(5, np.float32)
+    tree["Mixed_6e"]["branch7x7_2"]["conv"]["bias"] = npz["surplus"] = np.ones(5, np.float32)
     names = ["Mixed_6f.bn.weight"] * 2 + ["Mixed_6e.branch7x7_2.conv.bias", "surplus"]
     for path, name in zip(sources(), names):
         with pytest.raises(UserError, match=f"has, and the network has not, '{name}'"):
@@ -140,6 +141,17 @@ def test_another_shape_is_named(sources, state, tree, npz):
     tree["fc"]["kernel"] = npz["fc/kernel"] = npz["fc/kernel"][:, :5]
     for path in sources():
         with pytest.raises(UserError, match=r"'fc/kernel' has the shape \(6, 5\); it should have \(6, 8\)"):
+            read_inception(path, SHAPES)
+
+
+def test_another_shape_within_a_layer_is_named(sources, state, tree, npz):
+    state["Mixed_6e.branch7x7_2.bn.bias"] = state["Mixed_6e.branch7x7_2.bn.bias"][:3]
+    tree["Mixed_6e"]["branch7x7_2"]["conv"]["kernel"] = np.ones((7, 1, 4, 5), np.float32)
+    npz["Mixed_6e/branch7x7_2/kernel"] = np.ones((1, 7, 5, 4))
+    names = [r"branch7x7_2.bn.bias' has the shape \(3,\)"] * 2
+    names += [r"conv.kernel' has the shape \(7, 1, 4, 5\)", r"branch7x7_2/kernel' has the shape \(1, 7, 5, 4\)"]
+    for path, name in zip(sources(), names):
+        with pytest.raises(UserError, match=name):
             read_inception(path, SHAPES)
 
 
