@@ -8,7 +8,7 @@ GFLOP/s) the form follows from the size, each by what it measured, in GFLOP/s of
 | 1x1 | 63 to 89 | 80 to 102, a matrix product |
 | 3x3 of stride 1 without padding, 147 and 71 pixels | 18 and 29 | 96 and 139, Winograd's |
 | 3x3 of stride 1 with padding, 35 pixels | 101 | 140, Winograd's |
-| 3x3 of stride 2 | 63 to 76 | 81 to 92, a matrix product of the windows |
+| 3x3 of stride 2 | 63 to 76 | 71 to 92, a matrix product of the windows |
 | 1x7, 7x1 | 85 | 95, padded by a column more than is needed |
 
 Windows and Winograd's tiles are several times the image's size: they are made one image at a time, to stay in the cache.
