@@ -20,7 +20,7 @@ AT_ONCE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
 def image_batches(
-    data: Any, split: str, *, batch_size: int, seed: int, augment: bool, repeat: bool
+    data: Any, split: str, *, batch_size: int, seed: int, augment: bool, repeat: bool, whole: bool = False
 ) -> grain.IterDataset:
     """Batches {"image": float32 (B, resolution, resolution, channels) in [-1, 1], "label": int32 (B,)}, numpy arrays.
 
@@ -36,6 +36,7 @@ def image_batches(
       augment: crop (where `crop_scale` is not (1, 1)), shift and flip at random; otherwise cut the middle square.
       repeat: go on forever, in a new order every epoch; otherwise pass once and in order, so that the last batch may be
         smaller and one process may have one batch more than another.
+      whole: every process gets all images, not its share.
 
     Raises:
       UserError: what `open_source` raises, or a field of `data` is out of its range; the iterator raises it too, for a
@@ -48,7 +49,7 @@ def image_batches(
     records = records.map(_reader(source, data.corrupt_limit))
     records = records.random_map(_augmentation(data)) if augment else records.map(_middle(data))
     ahead = not source.in_memory or data.resolution > SMALL
-    return process_batches(records, batch_size, drop_remainder=repeat, ahead=ahead).map(_normalised)
+    return process_batches(records, batch_size, drop_remainder=repeat, ahead=ahead, whole=whole).map(_normalised)
 
 
 def process_batches(

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evaluation.feature_metrics import compare
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
+from evaluation.feature_metrics import compare
 from evaluation.features import gather, join
 from evaluation.image_sets import read_labels, read_split
 from evaluation.neighbours import nearest

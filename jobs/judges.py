@@ -102,7 +102,9 @@ def judge_copies(
     train: UInt8[np.ndarray, "L H W C"],
 ) -> dict[str, float]:  # fmt: skip
     """Share of samples, of held-out images and of augmented ones that lie as near to a training image as a copy would."""
-    batches = image_batches(config.data, "test", batch_size=500, seed=config.seed, augment=True, repeat=False)
+    batches = image_batches(
+        config.data, "test", batch_size=500, seed=config.seed, augment=True, repeat=False, whole=True
+    )
     augmented = np.concatenate([to_uint8(batch["image"]) for batch in batches])[: len(heldout)]
     shares = near_copies({"": samples, "_real": heldout, "_real_augmented": augmented}, train)
     return {f"near_copy_share{name}": share for name, share in shares.items()}

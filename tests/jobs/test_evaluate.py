@@ -63,7 +63,7 @@ def test_a_record_says_what_moves_its_numbers(workdir):
 
 
 def test_what_was_sampled_before_an_interruption_is_not_sampled_again(copy, monkeypatch):
-    undisturbed = read(copy.parent.joinpath("w").joinpath("summary.json"))
+    undisturbed = read(copy / "summary.json")
     config, calls, real = read_config(copy), [], Sampler.batch
 
     def batch(self, labels, start, size):
@@ -124,6 +124,17 @@ def test_kill_and_eight_devices_change_no_number(copy, shared, tmp_path):
     eight = numbers(read(other / "eval" / "sequential-6.json"))
     for name, value in numbers(undisturbed).items():
         assert eight[name] == pytest.approx(value, rel=1e-6, abs=1e-12), name
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_agree(copy, tmp_path):
+    line, environment = command(copy)
+    environment |= {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:9917", "JAX_NUM_PROCESSES": "2", "TESSERA_WEIGHTS": "",
+                    "XDG_CACHE_HOME": str(tmp_path / "cache")}  # fmt: skip
+    both = [subprocess.Popen(line, env={**environment, "JAX_PROCESS_ID": str(n)}) for n in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    found, alone = numbers(read(copy / "eval" / "sequential-6.json")), read(copy / "summary.json")
+    assert found == {name: alone[name] for name in found}
 
 
 def test_other_settings_make_another_record_and_the_same_make_none(copy, capsys):
