@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from evaluation.markup import number
-from evaluation.report import Run, write_report
-from evaluation.report_metrics import Evaluation, words
+from evaluation.report.markup import number
+from evaluation.report.page import Run, write_report
+from evaluation.report.tables import Evaluation, words
 from jobs.workdir import check_same, describe_generator, describe_tokenizer, flat, token_spec
 from models.errors import UserError
 from models.modules import parameter_count

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.charts import BINS, Axis, Series, line_chart, linear_ticks, log_ticks, tick_label
-from evaluation.descriptions import GROUPS, HIGHER, LOWER, METRICS, NEITHER, describe, headline, rank
-from evaluation.markup import Html, element, image, number, png_file
-from evaluation.report import Run, page
-from evaluation.report_metrics import Evaluation, best
-from evaluation.report_training import training_curves
+from evaluation.report.charts import BINS, Axis, Series, line_chart, linear_ticks, log_ticks, tick_label
+from evaluation.report.descriptions import GROUPS, HIGHER, LOWER, METRICS, NEITHER, describe, headline, rank
+from evaluation.report.markup import Html, element, image, number, png_file
+from evaluation.report.page import Run, page
+from evaluation.report.tables import Evaluation, best
+from evaluation.report.training import training_curves
 
 HOSTILE = "<script>alert('x')</script>&\"run\""
 VOID = {"meta", "img", "br", "link"}

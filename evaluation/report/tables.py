@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.charts import Series, line_chart
-from evaluation.descriptions import ARROWS, GROUPS, LOWER, NEITHER, SHARE, describe, headline, rank
-from evaluation.markup import Html, definitions, element, join, number, scrolling
+from evaluation.report.charts import Series, line_chart
+from evaluation.report.descriptions import ARROWS, GROUPS, LOWER, NEITHER, SHARE, describe, headline, rank
+from evaluation.report.markup import Html, definitions, element, join, number, scrolling
 
 MANY = 5  # columns, from which on they stand closer
 UNTOLD = ("step", "weights.generator", "weights.tokenizer")  # settings that are another for every checkpoint

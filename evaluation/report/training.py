@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.charts import Series, line_chart
-from evaluation.markup import Html, element, join
+from evaluation.report.charts import Series, line_chart
+from evaluation.report.markup import Html, element, join
 
 Rows = Sequence[Mapping[str, Any]]  # of a metrics.jsonl
 

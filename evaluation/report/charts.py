@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.markup import Html, element, join, number, plain
+from evaluation.report.markup import Html, element, join, number, plain
 
 WIDTH, HEIGHT = 360.0, 216.0  # of the drawing, in its own units
 TOP, RIGHT, BOTTOM = 8.0, 12.0, 38.0  # margins; the left one follows the tick labels

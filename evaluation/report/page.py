@@ -11,8 +11,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from evaluation.markup import Html, anchor, definitions, element, image, join, png_file, scrolling, section, table
-from evaluation.report_metrics import (
+from evaluation.report.markup import (
+    Html,
+    anchor,
+    definitions,
+    element,
+    image,
+    join,
+    png_file,
+    scrolling,
+    section,
+    table,
+)
+from evaluation.report.search import search_tables
+from evaluation.report.style import SCRIPT, STYLE
+from evaluation.report.tables import (
     Evaluation,
     evaluated,
     headline_figures,
@@ -20,9 +33,7 @@ from evaluation.report_metrics import (
     warnings_box,
     words,
 )
-from evaluation.report_search import search_tables
-from evaluation.report_style import SCRIPT, STYLE
-from evaluation.report_training import Rows, training_curves
+from evaluation.report.training import Rows, training_curves
 from models.files import write_text
 
 CLASSES, IMAGES = 20, 10  # shown: classes, and images of each

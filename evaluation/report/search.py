@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.charts import Series, line_chart
-from evaluation.descriptions import ARROWS, HIGHER, LOWER, describe, headline, rank
-from evaluation.markup import Html, element, join, table
-from evaluation.report_metrics import as_number, best, words
+from evaluation.report.charts import Series, line_chart
+from evaluation.report.descriptions import ARROWS, HIGHER, LOWER, describe, headline, rank
+from evaluation.report.markup import Html, element, join, table
+from evaluation.report.tables import as_number, best, words
 
 
 def search_tables(name: str, search: Mapping[str, Any], samplers: Sequence[str]) -> Html:
