@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for warning in found["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    print(json.dumps(found))
+    print(json.dumps(found, allow_nan=False))
     return 0
 
 

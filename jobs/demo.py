@@ -65,5 +65,6 @@ def print_table(summary: dict[str, Any]) -> None:
     width = max(map(len, summary))
     print()
     for name, value in summary.items():
-        print(f"{name:<{width}}  {value:>12,.4f}" if isinstance(value, float) else f"{name:<{width}}  {value:>12,}")
+        shown = "–" if value is None else f"{value:,.4f}" if isinstance(value, float) else f"{value:,}"
+        print(f"{name:<{width}}  {shown:>12}")
     print()

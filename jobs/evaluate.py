@@ -25,6 +25,7 @@ from training.checkpoints import steps_on_disk
 SECONDS_BETWEEN_LOOKS = 5.0
 COPIES = 10_000  # samples that may be copies, at most
 SHOWN = 10  # images in a strip
+LOOKED_AT = 50  # images that Inception is given at once, at most
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> records.Record:
     options, data = config.evaluation, config.data
     sampler = Sampler(config, workdir, options.step)
     reference = open_reference(options.reference, data=data, channels=data.channels, resolution=data.resolution)
-    inception, why_not = find_inception(options.inception)
+    inception, why_not = find_inception(options.inception, batch_size=min(options.batch_size, LOOKED_AT))
     weights = {**sampler.weights, "inception": inception.key if inception else "none"}
     settings = records.settings(config, step=sampler.step, reference=reference, weights=weights)
     path, earlier = records.find(workdir, f"{options.name or config.sampler.name}-{sampler.step}", settings)
@@ -144,4 +145,5 @@ def class_labels(config: ConfigDict) -> Int[np.ndarray, "N"]:
     shares = np.bincount(train, minlength=classes) / len(train) * count
     counts = np.floor(shares).astype(int)
     counts[np.argsort(counts - shares, kind="stable")[: count - counts.sum()]] += 1
-    return np.repeat(np.arange(classes, dtype=np.int32), counts)
+    labels = np.repeat(np.arange(classes, dtype=np.int32), counts)
+    return np.random.default_rng(config.seed).permutation(labels)  # the first ones are of all classes too

@@ -19,11 +19,12 @@ from evaluation.shards import compute_shards, read_all
 from evaluation.statistics import frechet_distance
 from evaluation.tokenizer_metrics import judge_reconstructions
 from generator.learner import GeneratorLearner
+from input_pipeline import transforms
 from input_pipeline.pipeline import image_batches
 from input_pipeline.records import token_batches
-from input_pipeline.transforms import to_float, to_uint8
 from interop.download import sha256
 from jobs import records
+from jobs.sample import to_uint8
 from jobs.workdir import describe_generator, describe_tokenizer, load, token_spec
 from models import sharding
 from tokenizer.perceptual import load_lpips
@@ -50,19 +51,18 @@ def judge_tokenizer(
         return found
     spec = token_spec(description)
 
-    @jax.jit
-    def reconstruct(params: Any, images: jax.Array) -> Any:
+    def network(params: Any, images: jax.Array) -> dict[str, jax.Array]:
         tokenizer = description.merge(params)
-        tokens = tokenizer.encode(images)
-        return tokenizer.decode(tokens), tokens.ids
+        tokens = tokenizer.encode(images / 127.5 - 1)
+        return {"images": to_uint8(tokenizer.decode(tokens)), "ids": tokens.ids}
 
+    reconstruct = Extractor(network, params, (), key="", batch_size=min(len(heldout), config.evaluation.batch_size))
     folder, pieces = records.work_folder(path, settings), -(-len(heldout) // BLOCK)
 
-    def piece(k: int) -> dict[str, Any]:
-        pixels, ids = reconstruct(params, to_float(heldout[k * BLOCK : (k + 1) * BLOCK]))
-        return {"images": to_uint8(np.asarray(pixels)), "ids": ids}
-
-    compute_shards(folder, pieces, piece, title="reconstruct", images_per_shard=BLOCK)
+    compute_shards(
+        folder, pieces, lambda k: reconstruct(heldout[k * BLOCK : (k + 1) * BLOCK]), title="reconstruct",
+        images_per_shard=BLOCK,
+    )  # fmt: skip
     made = read_all(folder, pieces, ("images", "ids"))
     blocks = ((heldout[n : n + BLOCK], made["images"][n : n + BLOCK]) for n in range(0, len(heldout), BLOCK))
     metrics, missing = judge_reconstructions(
@@ -105,6 +105,6 @@ def judge_copies(
     batches = image_batches(
         config.data, "test", batch_size=500, seed=config.seed, augment=True, repeat=False, whole=True
     )
-    augmented = np.concatenate([to_uint8(batch["image"]) for batch in batches])[: len(heldout)]
+    augmented = np.concatenate([transforms.to_uint8(batch["image"]) for batch in batches])[: len(heldout)]
     shares = near_copies({"": samples, "_real": heldout, "_real_augmented": augmented}, train)
     return {f"near_copy_share{name}": share for name, share in shares.items()}

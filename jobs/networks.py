@@ -14,7 +14,7 @@ from models.errors import UserError
 from models.files import write_npz
 
 
-def find_inception(weights: str) -> tuple[Extractor | None, str]:
+def find_inception(weights: str, *, batch_size: int) -> tuple[Extractor | None, str]:
     """The deepest features that the config's weights give, or None and why there are none.
 
     Raises:
@@ -28,7 +28,7 @@ def find_inception(weights: str) -> tuple[Extractor | None, str]:
         return None, str(error)
     deepest = ("2048", "spatial", "logits") if "2048" in inception.features else ("768", "spatial")
     names = tuple(name for name in deepest if name in inception.features)
-    return inception_extractor(inception, names), ""
+    return inception_extractor(inception, names, batch_size=batch_size), ""
 
 
 def fit_classifier(config: ConfigDict, workdir: Path, train: dict[str, np.ndarray]) -> Extractor:

@@ -32,6 +32,12 @@ def write_half(path):
         raise OSError("disk full")
 
 
+def test_json_has_no_infinities(tmp_path):
+    write_json(tmp_path / "a.json", {"x": float("inf"), "y": [float("nan"), 1.5], "z": {"w": (2, "inf")}})
+    strict = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert strict == {"x": None, "y": [None, 1.5], "z": {"w": [2, "inf"]}}
+
+
 def test_an_npz_keeps_its_name(tmp_path):
     write_npz(tmp_path / "a.npz", x=np.arange(3))
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
