@@ -48,11 +48,14 @@ def main(argv: list[str]) -> None:
 
 def choose_config(job: str, workdir: Path) -> ConfigDict:
     """The config of the command line, or, where it names none, the workdir's own; overrides apply to either."""
+    from configs import base
     from jobs import workdir as run
 
     flag: Any = flags.FLAGS["config"]
     exists = (workdir / "config.json").exists()
-    config: ConfigDict = run.read_config(workdir) if exists and flag.using_default_value else flag.value
+    config: ConfigDict = (
+        run.complete(run.read_config(workdir), base.get_config()) if exists and flag.using_default_value else flag.value
+    )
     config.update_from_flattened_dict(config_flags.get_override_values(flag))
     given = {field: flags.FLAGS[name].value for name, field in SHORT.items()}
     config.update_from_flattened_dict({field: value for field, value in given.items() if value is not None})

@@ -20,10 +20,11 @@ from models.tokens import TokenSpec
 from tokenizer.tokenizer import TOKENIZERS, Tokenizer
 from training.checkpoints import Checkpoints
 
+SECTIONS = ("sampler", "sample", "evaluation", "mesh")  # that are free
 NEWEST = -1  # among the steps of the checkpoints
 
 # What may differ between two commands on one workdir; all else decides what its files hold.
-FREE = ("sampler", "sample", "evaluation", "mesh", "stages", "data.path", "data.corrupt_limit")
+FREE = (*SECTIONS, "stages", "data.path", "data.corrupt_limit")
 FREE_IN_TRAINING = ("steps", "learning_rate", "schedule", "warmup_steps", "final_share", "clip_norm",
                     "log_every", "save_every", "keep_last", "keep_best")  # fmt: skip
 
@@ -69,6 +70,16 @@ def read_config(workdir: Path) -> ConfigDict:
         ) from None
     except json.JSONDecodeError as error:
         raise UserError(f"{workdir / 'config.json'} is damaged ({error}).") from None
+
+
+def complete(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
+    """The free sections with today's fields: those that an older workdir lacks by default, those no longer known left out."""
+    for section in SECTIONS:
+        for name, value in config[section].items():
+            if name in defaults[section]:
+                defaults[section][name] = value
+        config[section] = defaults[section]
+    return config
 
 
 def tuples(value: Any) -> Any:
