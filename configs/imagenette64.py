@@ -25,5 +25,4 @@ def get_config() -> ConfigDict:
         steps=30_000, batch_size=128, learning_rate=3e-4, schedule="cosine", warmup_steps=500, ema_decay=0.999,
         log_every=50,
     )  # fmt: skip
-    config.evaluation.classifier = "convnet"
     return config
