@@ -53,15 +53,15 @@ SHARE, COUNT = "{:.1%}", "{:,.0f}"
 METRICS = {
     "fid": Metric(
         "FID", "distribution", LOWER,
-        "Distance between Gaussians fitted to Inception features of samples and of real images.",
+        "Distance between Gaussians fitted to Inception features of samples and of real images.", "{:,.4g}",
     ),
     "sfid": Metric(
         "sFID", "distribution", LOWER,
-        "FID over spatial features: also sees where things lie.",
+        "FID over spatial features: also sees where things lie.", "{:,.4g}",
     ),
     "cfd": Metric(
         "CFD", "distribution", LOWER,
-        "Fréchet distance over the features of a classifier of this dataset.",
+        "Fréchet distance over the features of a classifier of this dataset.", "{:,.4g}",
     ),
     "kid": Metric(
         "KID", "distribution", LOWER,
@@ -138,7 +138,7 @@ METRICS = {
     ),
     "rfid": Metric(
         "Reconstruction FID", "tokenizer", LOWER,
-        "FID of reconstructions: what the best generator could reach.",
+        "FID of reconstructions: what the best generator could reach.", "{:,.4g}",
     ),
     "usage": Metric(
         "Codes used", "tokenizer", HIGHER,
@@ -198,7 +198,7 @@ REFERENCES = {"real", "std"}  # of which no direction is better
 
 
 def describe(name: str) -> Metric:
-    """The metric of a name: `fid_768` is FID (768), `tokenizer_psnr` is PSNR, an unknown one is its name under "other"."""
+    """The metric of a name: `fid_768` is FID-768, `tokenizer_psnr` is PSNR, an unknown one is its name under "other"."""
     base, suffix = resolve(name)
     if base not in METRICS:
         return Metric(name, "other", NEITHER, "", "{:,.4g}")
@@ -206,7 +206,10 @@ def describe(name: str) -> Metric:
     if not suffix:
         return metric
     parts = suffix.split("_")
-    title = f"{metric.title} ({', '.join(QUALIFIERS.get(part, part) for part in parts)})"
+    # A distance on other features is another distance, and its name says so; the rest are variants.
+    features = "".join(f"-{part}" for part in parts if part.isdigit())
+    variant = ", ".join(QUALIFIERS.get(part, part) for part in parts if not part.isdigit())
+    title = f"{metric.title}{features}{variant and f' ({variant})'}"
     return dataclasses.replace(metric, title=title, better=NEITHER if REFERENCES & set(parts) else metric.better)
 
 

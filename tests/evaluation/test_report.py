@@ -243,7 +243,7 @@ def test_one_row_a_search_entry_and_the_best_is_marked(run):
     assert parsed.all("span", class_="best") == [({"class": "best"}, "0.90")]
     names = next(text for _, text in parsed.all("div", class_="legend"))
     assert names.startswith("temperature 1 1temperature 0.9 0.9")
-    assert "judged in full: FID (768) 1.25." in text
+    assert "judged in full: FID-768 1.25." in text
 
 
 def test_metrics_over_steps_only_for_equal_settings(run):
@@ -273,7 +273,7 @@ def test_config_is_complete_and_says_what_was_changed(run):
 def test_every_metric_is_described_and_unknown_ones_come_last():
     assert all(metric.group in GROUPS and metric.meaning.endswith(".") for metric in METRICS.values())
     assert all(metric.reference in METRICS for metric in METRICS.values() if metric.reference)
-    assert describe("fid_768").title == "FID (768)"
+    assert describe("fid_768").title == "FID-768"
     assert describe("fid_768").better == LOWER
     assert describe("tokenizer_rfid_192").group == "tokenizer"
     assert describe("kid_std_768").better == NEITHER
