@@ -48,20 +48,20 @@ class Metric:
         return self.form.format(value)
 
 
-SHARE, COUNT = "{:.1%}", "{:,.0f}"
+SHARE, COUNT, FINE = "{:.1%}", "{:,.0f}", "{:,.3f}"
 
 METRICS = {
     "fid": Metric(
         "FID", "distribution", LOWER,
-        "Distance between Gaussians fitted to Inception features of samples and of real images.", "{:,.4g}",
+        "Distance between Gaussians fitted to Inception features of samples and of real images.",
     ),
     "sfid": Metric(
         "sFID", "distribution", LOWER,
-        "FID over spatial features: also sees where things lie.", "{:,.4g}",
+        "FID over spatial features: also sees where things lie.",
     ),
     "cfd": Metric(
         "CFD", "distribution", LOWER,
-        "Fréchet distance over the features of a classifier of this dataset.", "{:,.4g}",
+        "Fréchet distance over the features of a classifier of this dataset.",
     ),
     "kid": Metric(
         "KID", "distribution", LOWER,
@@ -138,7 +138,7 @@ METRICS = {
     ),
     "rfid": Metric(
         "Reconstruction FID", "tokenizer", LOWER,
-        "FID of reconstructions: what the best generator could reach.", "{:,.4g}",
+        "FID of reconstructions: what the best generator could reach.",
     ),
     "usage": Metric(
         "Codes used", "tokenizer", HIGHER,
@@ -210,7 +210,11 @@ def describe(name: str) -> Metric:
     features = "".join(f"-{part}" for part in parts if part.isdigit())
     variant = ", ".join(QUALIFIERS.get(part, part) for part in parts if not part.isdigit())
     title = f"{metric.title}{features}{variant and f' ({variant})'}"
-    return dataclasses.replace(metric, title=title, better=NEITHER if REFERENCES & set(parts) else metric.better)
+    # On features other than 2048, distances are small numbers.
+    form = FINE if features and metric.form == Metric.form else metric.form
+    return dataclasses.replace(
+        metric, title=title, form=form, better=NEITHER if REFERENCES & set(parts) else metric.better
+    )
 
 
 def resolve(name: str) -> tuple[str, str]:

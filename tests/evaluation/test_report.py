@@ -240,10 +240,10 @@ def test_one_row_a_search_entry_and_the_best_is_marked(run):
     parsed = Page(text)
     assert len(parsed.all("tbody")) == 1
     assert len(parsed.all("tr")) == 1 + 6
-    assert parsed.all("span", class_="best") == [({"class": "best"}, "0.90")]
+    assert parsed.all("span", class_="best") == [({"class": "best"}, "0.900")]
     names = next(text for _, text in parsed.all("div", class_="legend"))
     assert names.startswith("temperature 1 1temperature 0.9 0.9")
-    assert "judged in full: FID-768 1.25." in text
+    assert "judged in full: FID-768 1.250." in text
 
 
 def test_metrics_over_steps_only_for_equal_settings(run):
