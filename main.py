@@ -20,7 +20,8 @@ from models.process import use_huge_pages
 
 JOBS = ("demo", "train", "extract", "sample", "evaluate", "search", "report")
 SHORT = {"reference": "evaluation.reference", "follow": "evaluation.follow"}  # flags that stand for config fields
-DEMO = str(Path(__file__).parent / "configs" / "digits.py")
+ROOT = Path(__file__).parent
+DEMO = str(ROOT / "configs" / "digits.py")
 
 flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> by default.")
 flags.DEFINE_string("reference", None, "evaluate, search: train, test, a folder, an npz of images or of statistics.")
@@ -53,9 +54,11 @@ def choose_config(job: str, workdir: Path) -> ConfigDict:
 
     flag: Any = flags.FLAGS["config"]
     exists = (workdir / "config.json").exists()
-    config: ConfigDict = (
-        run.complete(run.read_config(workdir), base.get_config()) if exists and flag.using_default_value else flag.value
-    )
+    if exists and flag.using_default_value:
+        config = run.complete(run.read_config(workdir), base.get_config())
+    else:
+        config = flag.value
+        config.experiment = config_flags.get_config_filename(flag).removeprefix(f"{ROOT}/")
     config.update_from_flattened_dict(config_flags.get_override_values(flag))
     given = {field: flags.FLAGS[name].value for name, field in SHORT.items()}
     config.update_from_flattened_dict({field: value for field, value in given.items() if value is not None})

@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     """The defaults."""
     return ConfigDict(
         {
+            "experiment": "",  # the file (and argument) that this config is of, as --config names it; main.py fills it in
             "seed": 0,  # of everything: the picture i of a run belongs to (seed, i)
             "stages": ("tokenizer", "generator"),  # what --job=train trains
             "data": {

@@ -17,13 +17,12 @@ from ml_collections import ConfigDict
 from evaluation.report.markup import number
 from evaluation.report.page import Run, write_report
 from evaluation.report.tables import Evaluation, words
-from jobs.workdir import check_same, describe_generator, describe_tokenizer, flat, token_spec
-from models.errors import UserError
+from jobs.workdir import describe_generator, describe_tokenizer, flat, token_spec
 from models.modules import parameter_count
 from models.tokens import TokenSpec
 from training.metrics import read_metrics
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+ROOT = Path(__file__).parent.parent
 STAGES = ("tokenizer", "generator")
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -43,7 +42,7 @@ def collect(config: ConfigDict, workdir: Path) -> Run:
     evaluations = [to_evaluation(name, record) for name, record in records.items() if not name.startswith("search-")]
     evaluations.sort(key=lambda one: (one.step, (workdir / "eval" / f"{one.name}.json").stat().st_mtime, one.name))
     tokenizers = [one for one in evaluations if one.name.startswith("tokenizer-")]
-    experiment, about, changed = find_experiment(config)
+    experiment, about, changed = read_experiment(config)
     spec = token_spec(describe_tokenizer(config))
     return Run(
         name=workdir.resolve().name,
@@ -177,30 +176,21 @@ def versions(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def find_experiment(config: ConfigDict) -> tuple[str, str, dict[str, Any]]:
-    """The file of configs/ that makes such a workdir, the first line of its docstring, and "a.b" -> what it says instead.
+def read_experiment(config: ConfigDict) -> tuple[str, str, dict[str, Any]]:
+    """The file that the config is of, the first line of its docstring, and "a.b" -> what it says instead of the config.
 
-    Workdirs do not hold the name of their experiment; one whose data, model or training is another is not taken for it, and
-    where there is none, nothing is said.
+    A file that is not there, or no longer makes a config, is not named.
     """
-    found, ours = [], flat(config)
-    for path in sorted(CONFIGS.glob("*.py")):
-        names = runpy.run_path(str(path))
-        if path.stem == "base" or "get_config" not in names:
-            continue
-        theirs = names["get_config"]()
-        theirs.data.classes = config.data.classes  # what the dataset decides
-        try:
-            check_same(theirs, config, CONFIGS)
-        except UserError:
-            continue
-        changed = {name: value for name, value in flat(theirs).items()
-                   if name in ours and ours[name] != value and name != "data.path"}  # fmt: skip
-        found.append((len(changed), path.name, names["__doc__"].strip().partition("\n")[0], changed))
-    if not found:
+    path, _, argument = config.experiment.partition(":")
+    try:
+        names = runpy.run_path(str(ROOT / path))
+        theirs = flat(names["get_config"](argument) if argument else names["get_config"]())
+    except Exception:  # whatever a user's file raises, the rest of the report is there to be read
         return "", "", {}
-    _, name, about, changed = min(found, key=lambda one: one[:2])
-    return f"configs/{name}", about, changed
+    decided = ("experiment", "data.classes", "data.path")  # by the command, the dataset and the machine
+    changed = {name: theirs.get(name) for name, value in flat(config).items()
+               if name not in decided and theirs.get(name) != value}  # fmt: skip
+    return config.experiment, (names["__doc__"] or "").strip().partition("\n")[0], changed
 
 
 def command(config: ConfigDict, workdir: Path, experiment: str, changed: Iterable[str]) -> str:

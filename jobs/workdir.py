@@ -24,7 +24,7 @@ SECTIONS = ("sampler", "sample", "evaluation", "mesh")  # that are free
 NEWEST = -1  # among the steps of the checkpoints
 
 # What may differ between two commands on one workdir; all else decides what its files hold.
-FREE = (*SECTIONS, "stages", "data.path", "data.corrupt_limit")
+FREE = (*SECTIONS, "experiment", "stages", "data.path", "data.corrupt_limit")
 FREE_IN_TRAINING = ("steps", "learning_rate", "schedule", "warmup_steps", "final_share", "clip_norm",
                     "log_every", "save_every", "keep_last", "keep_best")  # fmt: skip
 
@@ -73,12 +73,13 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def complete(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
-    """The free sections with today's fields: those that an older workdir lacks by default, those no longer known left out."""
+    """The free fields of today: those that an older workdir lacks by default, those no longer known left out."""
     for section in SECTIONS:
         for name, value in config[section].items():
             if name in defaults[section]:
                 defaults[section][name] = value
         config[section] = defaults[section]
+    config.experiment = config.get("experiment", defaults.experiment)
     return config
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from configs import digits
+from configs import cifar10, digits
 from jobs import report
 from jobs.workdir import read_config
 
@@ -99,29 +99,34 @@ def test_hostile_workdir_name_is_escaped(copy):
 
 
 def test_command_gives_the_config_again(tmp_path):
-    config = digits.get_config()
-    config.data.classes = 10  # as the dataset decides
+    config = cifar10.get_config("size=S")
+    config.experiment = "configs/cifar10.py:size=S"
+    config.data.update(classes=10, path="data")  # as the dataset and the machine decide
     config.sample.classes = (3, 7)
     config.training.generator.steps = 9
-    experiment, about, changed = report.find_experiment(config)
-    assert experiment == "configs/digits.py"
-    assert about.startswith("Handwritten digits")
+    experiment, about, changed = report.read_experiment(config)
+    assert experiment == "configs/cifar10.py:size=S"
+    assert about.startswith("CIFAR-10")
     assert changed == {
         "sample.classes": (-1,),
-        "training.generator.steps": digits.get_config().training.generator.steps,
+        "training.generator.steps": cifar10.get_config("size=S").training.generator.steps,
     }
     words = shlex.split(report.command(config, tmp_path / "a run", experiment, changed).replace("\\\n", " "))
-    assert words[:4] == ["python", "main.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'a run'}-again"]
-    assert sorted(words[4:]) == ["--config.sample.classes=(3, 7)", "--config.training.generator.steps=9"]
+    assert words[:4] == [
+        "python", "main.py", "--config=configs/cifar10.py:size=S", f"--workdir={tmp_path / 'a run'}-again",
+    ]  # fmt: skip
+    assert sorted(words[4:]) == [
+        "--config.data.path=data", "--config.sample.classes=(3, 7)", "--config.training.generator.steps=9",
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("data.channels", 3), ("generator.width", 64), ("training.tokenizer.batch_size", 32)]
-)
-def test_another_experiment_is_not_named_and_its_config_copied(tmp_path, field, value):
+@pytest.mark.parametrize("source", [None, "", "def get_config():\n    raise RuntimeError", "1 +"])
+def test_unreadable_experiment_is_not_named_and_the_config_copied(tmp_path, source):
     config = digits.get_config()
-    config.update_from_flattened_dict({field: value})
-    experiment, about, changed = report.find_experiment(config)
+    config.experiment = str(tmp_path / "mine.py")
+    if source is not None:
+        (tmp_path / "mine.py").write_text(source)
+    experiment, about, changed = report.read_experiment(config)
     assert (experiment, about, changed) == ("", "", {})
     text = report.command(config, tmp_path, experiment, changed)
     assert f"cp {tmp_path}/config.json {tmp_path}-again/\n" in text
