@@ -1,5 +1,6 @@
 """PNG files to look at: sheets of images, pairs of images, loss curves. Each is written whole or not at all."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,12 +27,11 @@ def _rows(images: np.ndarray, columns: int) -> np.ndarray:
     return np.concatenate([images, white]).reshape(-1, columns, *images.shape[1:])
 
 
-def _write_sheet(
-    path: Path, rows: np.ndarray, *, scale: int | None, captions: Sequence[str] = (), band: int = 1
-) -> None:
-    """Write rows of images (R, K, H, W, C), each with its caption to its left; more space after every `band` rows."""
+def _write_sheet(path: Path, rows: np.ndarray, *, captions: Sequence[str] = (), band: int = 1) -> None:
+    """Write rows of images (R, K, H, W, C), enlarged to at least `SIDE` pixels, each row with its caption to its left; more
+    space after every `band` rows."""
     count, columns, height, width, channels = rows.shape
-    scale = scale or math.ceil(SIDE / width)
+    scale = math.ceil(SIDE / width)
     font = ImageFont.load_default(13)
     left = MARGIN + max((math.ceil(font.getlength(caption)) + MARGIN for caption in captions), default=0)
     lefts = left + np.arange(columns) * (width * scale + GAP)
@@ -51,55 +51,40 @@ def _write_sheet(
         sheet.save(temporary, format="PNG", optimize=True)
 
 
-def image_grid(
-    path: Path,
-    images: UInt8[np.ndarray, "N H W C"],
-    columns: int,
-    *,
-    scale: int | None = None,
-    labels: Sequence[str] = (),
-) -> None:
-    """Write images row by row, `columns` a row.
+def image_grid(path: Path, images: UInt8[np.ndarray, "N H W C"], columns: int) -> None:
+    """Write images row by row, small ones enlarged.
 
     Args:
       path: of the PNG file.
       images: C = 1 or 3.
       columns: images a row.
-      scale: every pixel becomes scale x scale pixels; None makes images at least 64 pixels wide.
-      labels: one a row, such as the class that its images were asked to show; none by default.
     """
-    _write_sheet(path, _rows(images, columns), scale=scale, captions=labels)
+    _write_sheet(path, _rows(images, columns))
 
 
-def _write_pairs(
-    path: Path, above: np.ndarray, below: np.ndarray, names: tuple[str, str], *, columns: int, scale: int | None
+def image_pairs(
+    path: Path,
+    above: UInt8[np.ndarray, "N H W C"],
+    below: UInt8[np.ndarray, "N H W C"],
+    *,
+    names: tuple[str, str],
+    columns: int = 10,
 ) -> None:
+    """Write images over those that they are compared with, small ones enlarged.
+
+    Args:
+      path: of the PNG file.
+      above: C = 1 or 3.
+      below: each stands under its own of `above`.
+      names: of the upper and the lower images.
+      columns: pairs a band.
+    """
     bands = np.stack([_rows(above, columns), _rows(below, columns)], axis=1)  # (bands, 2, columns, H, W, C)
-    _write_sheet(path, bands.reshape(-1, *bands.shape[2:]), scale=scale, captions=names * len(bands), band=2)
+    _write_sheet(path, bands.reshape(-1, *bands.shape[2:]), captions=names * len(bands), band=2)
 
 
-def reconstruction_strip(
-    path: Path,
-    originals: UInt8[np.ndarray, "N H W C"],
-    reconstructions: UInt8[np.ndarray, "N H W C"],
-    *,
-    columns: int = 10,
-    scale: int | None = None,
-) -> None:
-    """Write each original over its reconstruction, `columns` pairs a band; `scale` as in `image_grid`."""
-    _write_pairs(path, originals, reconstructions, ("original", "reconstruction"), columns=columns, scale=scale)
-
-
-def nearest_strip(
-    path: Path,
-    samples: UInt8[np.ndarray, "N H W C"],
-    nearest_training: UInt8[np.ndarray, "N H W C"],
-    *,
-    columns: int = 10,
-    scale: int | None = None,
-) -> None:
-    """Write each sample over its nearest training image, `columns` pairs a band; `scale` as in `image_grid`."""
-    _write_pairs(path, samples, nearest_training, ("sample", "nearest in training"), columns=columns, scale=scale)
+reconstruction_strip = functools.partial(image_pairs, names=("original", "reconstruction"))
+nearest_strip = functools.partial(image_pairs, names=("sample", "nearest in training"))
 
 
 CURVE_STYLES: Sequence[dict[str, Any]] = ({"color": "#1f5fa8"}, {"color": "#c8553d", "marker": "o", "markersize": 3})

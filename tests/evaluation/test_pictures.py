@@ -17,16 +17,16 @@ def tile(sheet, row, column, side, *, left=MARGIN, extra=0):
 
 def test_grid_places_enlarged_images_row_by_row(tmp_path, digits):
     images = digits[0][:7]
-    image_grid(tmp_path / "grid.png", images, 3, scale=2)
+    image_grid(tmp_path / "grid.png", images, 3)
     sheet = read(tmp_path / "grid.png")
-    side = 3 * 32 + 2 * GAP + 2 * MARGIN
+    side = 3 * 64 + 2 * GAP + 2 * MARGIN
     assert sheet.shape == (side, side, 3)
     for n, image in enumerate(images):
-        enlarged = image.repeat(2, axis=0).repeat(2, axis=1).repeat(3, axis=2)
-        np.testing.assert_array_equal(tile(sheet, n // 3, n % 3, 32), enlarged)
-    assert (tile(sheet, 2, 1, 32) == 255).all()
+        enlarged = image.repeat(4, axis=0).repeat(4, axis=1).repeat(3, axis=2)
+        np.testing.assert_array_equal(tile(sheet, n // 3, n % 3, 64), enlarged)
+    assert (tile(sheet, 2, 1, 64) == 255).all()
     assert (sheet[:MARGIN] == 255).all()
-    assert (sheet[MARGIN : MARGIN + 32, MARGIN + 32 : MARGIN + 32 + GAP] == 255).all()
+    assert (sheet[MARGIN : MARGIN + 64, MARGIN + 64 : MARGIN + 64 + GAP] == 255).all()
 
 
 def test_grid_keeps_colours_and_orientation(tmp_path):
@@ -39,28 +39,21 @@ def test_grid_keeps_colours_and_orientation(tmp_path):
     assert sheet[MARGIN, MARGIN + 40].tolist() == [0, 0, 0]
 
 
-def test_labels_stand_left_of_their_rows(tmp_path, digits):
-    image_grid(tmp_path / "labels.png", digits[0][:4], 2, scale=4, labels=["", "seven"])
-    sheet = read(tmp_path / "labels.png")
-    left = sheet.shape[1] - MARGIN - 2 * 64 - GAP
-    assert left > 2 * MARGIN
-    np.testing.assert_array_equal(tile(sheet, 0, 0, 64, left=left)[::4, ::4, :1], digits[0][0])
-    assert (tile(sheet[:, :left], 0, 0, 64) == 255).all()
-    assert (tile(sheet[:, :left], 1, 0, 64) < 128).any()
-
-
 @pytest.mark.parametrize("write", [reconstruction_strip, nearest_strip])
-def test_pairs_stand_one_over_the_other(tmp_path, digits, write):
+def test_pairs_stand_one_over_the_other_beside_their_names(tmp_path, digits, write):
     above, below = digits[0][:5], digits[0][5:10]
-    write(tmp_path / "pairs.png", above, below, columns=3, scale=1)
+    write(tmp_path / "pairs.png", above, below, columns=3)
     sheet = read(tmp_path / "pairs.png")
-    assert sheet.shape[0] == 4 * 16 + 2 * GAP + BAND_GAP + 2 * MARGIN
-    left = sheet.shape[1] - MARGIN - 3 * 16 - 2 * GAP
+    assert sheet.shape[0] == 4 * 64 + 2 * GAP + BAND_GAP + 2 * MARGIN
+    left = sheet.shape[1] - MARGIN - 3 * 64 - 2 * GAP
+    assert left > 2 * MARGIN
     for n in range(5):
         band, column = divmod(n, 3)
         for row, images in enumerate((above, below)):
-            found = tile(sheet, 2 * band + row, column, 16, left=left, extra=band * (BAND_GAP - GAP))
-            np.testing.assert_array_equal(found[..., :1], images[n])
+            found = tile(sheet, 2 * band + row, column, 64, left=left, extra=band * (BAND_GAP - GAP))
+            np.testing.assert_array_equal(found[::4, ::4, :1], images[n])
+    for row in range(2):  # a name in ink
+        assert (sheet[MARGIN + row * (64 + GAP) :, :left][:64] < 128).any()
 
 
 def test_curves_use_a_logarithmic_scale_where_it_helps(tmp_path, monkeypatch):
