@@ -39,21 +39,25 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """Maps values to places from `start` to `end`, linearly or by the logarithm."""
+    """Maps values to places from `start` to `end`, linearly or by the logarithm; `whole` has ticks at integers alone."""
 
     low: float
     high: float
     start: float
     end: float
     log: bool = False
+    whole: bool = False
 
     def __call__(self, values: Points) -> Points:
         low, high, values = (np.log(v) if self.log else np.asarray(v) for v in (self.low, self.high, values))
         return self.start + (values - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self) -> list[float]:
-        """Round numbers within the axis."""
-        return log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high)
+    def ticks(self) -> list[tuple[float, str]]:
+        """Round numbers within the axis, and how they are written."""
+        if self.log:
+            return [(tick, tick_label(tick, tick)) for tick in log_ticks(self.low, self.high)]
+        step = tick_step(self.low, self.high, whole=self.whole)
+        return [(tick, tick_label(tick, step)) for tick in linear_ticks(self.low, self.high, step)]
 
 
 def line_chart(
@@ -62,6 +66,7 @@ def line_chart(
     *,
     unit: str = "",
     x_title: str = "training step",
+    whole: bool = True,
     log: bool | None = None,
     ring: tuple[float, float] | None = None,
 ) -> Html:
@@ -72,6 +77,7 @@ def line_chart(
       series: curves; those without a finite value are left out, and with none there is no figure.
       unit: of the values.
       x_title: of the horizontal axis.
+      whole: what lies on the horizontal axis comes in integers.
       log: logarithmic scale; None: where values stay above 0 and span more than a factor of ten.
       ring: a point to point out.
     """
@@ -82,12 +88,11 @@ def line_chart(
     y = y[np.isfinite(y)]
     log = bool(y.min() > 0 and y.max() > 10 * y.min()) if log is None else log
     vertical = Axis(*widen(float(y.min()), float(y.max()), log=log), HEIGHT - BOTTOM, TOP, log)
-    labels = [tick_label(tick) for tick in vertical.ticks()]
-    left = 14 + DIGIT * max(map(len, labels), default=0)
+    left = 14 + DIGIT * max((len(label) for _, label in vertical.ticks()), default=0)
     x = np.concatenate([one.x for one in series])
     low, high = float(x.min()), float(x.max())
     low, high = (low - 0.5, high + 0.5) if low == high else (0.0 if 0 < low < high / 4 else low, high)
-    horizontal = Axis(low, high, left, WIDTH - RIGHT)
+    horizontal = Axis(low, high, left, WIDTH - RIGHT, whole=whole)
     drawn = [curve(one, horizontal, vertical, n % COLOURS) for n, one in enumerate(series)]
     if ring is not None:
         drawn.append(element("circle", cx=place(horizontal, ring[0]), cy=place(vertical, ring[1]), r=6, class_="ring"))
@@ -96,7 +101,7 @@ def line_chart(
         "svg", frame(horizontal, vertical, x_title), *drawn,
         element("line", class_="cursor", y1=TOP, y2=HEIGHT - BOTTOM, x1=left, x2=left),
         viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img", aria_label=f"{title}: {names} over {x_title}",
-        data_x=f"{horizontal.low:g} {horizontal.high:g} {left:g} {WIDTH - RIGHT}",
+        data_x=f"{horizontal.low:.10g} {horizontal.high:.10g} {left:g} {WIDTH - RIGHT:g}",
     )  # fmt: skip
     heading = [element("strong", title), *([element("span", unit, class_="unit")] if unit else [])]
     heading += [element("span", "log scale", class_="unit")] if log else []
@@ -156,15 +161,15 @@ def binned(x: Points, y: Points) -> tuple[Points, Points, Points, Points]:
 def frame(horizontal: Axis, vertical: Axis, x_title: str) -> Html:
     """Grid lines, tick labels and the title of the horizontal axis."""
     parts, left, right, floor = [], horizontal.start, horizontal.end, vertical.start
-    for tick in vertical.ticks():
+    for tick, label in vertical.ticks():
         y = place(vertical, tick)
         parts.append(element("line", x1=f"{left:.1f}", x2=right, y1=y, y2=y, class_="grid"))
-        parts.append(element("text", tick_label(tick), x=f"{left - 6:.1f}", y=y, dy="0.32em", text_anchor="end"))
+        parts.append(element("text", label, x=f"{left - 6:.1f}", y=y, dy="0.32em", text_anchor="end"))
     parts.append(element("line", x1=f"{left:.1f}", x2=right, y1=floor, y2=floor, class_="axis"))
-    for tick in horizontal.ticks():
+    for tick, label in horizontal.ticks():
         x = place(horizontal, tick)
         parts.append(element("line", x1=x, x2=x, y1=floor, y2=floor + 4, class_="axis"))
-        parts.append(element("text", tick_label(tick), x=x, y=floor + 16, text_anchor="middle"))
+        parts.append(element("text", label, x=x, y=floor + 16, text_anchor="middle"))
     parts.append(element("text", x_title, x=right, y=HEIGHT - 4, text_anchor="end", class_="title"))
     return join(parts)
 
@@ -185,10 +190,16 @@ def widen(low: float, high: float, *, log: bool) -> tuple[float, float]:
     return (0.0 if 0 <= low < air else low - air), high + air
 
 
-def linear_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Multiples of 1, 2, 2.5 or 5 times a power of ten, `most` intervals at most."""
+def tick_step(low: float, high: float, *, whole: bool = False, most: int = 5) -> float:
+    """1, 2, 2.5 or 5 times a power of ten, of which `most` intervals at most cover the axis; `whole`: an integer."""
     power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if power * factor * most >= high - low)
+    power = max(power, 1.0) if whole else power
+    steps = [power * factor for factor in (1, 2, 2.5, 5, 10, 20) if not whole or (power * factor).is_integer()]
+    return next(step for step in steps if step * most >= high - low)
+
+
+def linear_ticks(low: float, high: float, step: float) -> list[float]:
+    """The multiples of a step within the axis."""
     return [n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
@@ -202,9 +213,12 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / most)]
 
 
-def tick_label(value: float) -> str:
-    """0.05, 250, 20k, 1.5M, 1e-5."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{letter}"
-    return plain(f"{value:.6g}")
+def tick_label(value: float, step: float) -> str:
+    """0.05, 250, 20k, 1.5M, 1e-5; in units of which two decimals tell it from its neighbours at `step`: 27,345."""
+    if 0 < abs(value) < 1e-3:
+        return plain(f"{value:.6g}")
+    size, letter = next(((size, letter) for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+                         if abs(value) >= size and step * 100 >= size), (1.0, ""))  # fmt: skip
+    decimals = next(n for n in range(13) if n == 12 or math.isclose(round(step / size, n), step / size, rel_tol=1e-6))
+    text = f"{value / size:,.{decimals}f}"
+    return (text.rstrip("0").rstrip(".") if decimals else text) + letter

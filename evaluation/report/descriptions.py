@@ -88,8 +88,8 @@ METRICS = {
         "Sure about each image, diverse over all; knows no real images.",
     ),
     "distinct_samples": Metric(
-        "Distinct samples", "distribution", HIGHER,
-        "Different token sequences among the samples.", COUNT,
+        "Distinct samples", "distribution", NEITHER,
+        "Different token sequences among the samples; where there are fewer than samples, some came twice.", COUNT,
     ),
     "class_accuracy": Metric(
         "Classes recognised", "classes", HIGHER,
@@ -100,8 +100,9 @@ METRICS = {
         "The same classifier on held-out real images: what to compare with.", SHARE,
     ),
     "near_copy_share": Metric(
-        "Near copies", "copies", LOWER,
-        "Samples nearer to a training image than training images typically are to one another.", SHARE,
+        "Near copies", "copies", NEITHER,
+        "Samples nearer to a training image than training images typically are to one another; a share near that of real "
+        "images is right, and noise has none.", SHARE,
         reference="near_copy_share_real",
     ),
     "near_copy_share_real": Metric(
@@ -115,10 +116,6 @@ METRICS = {
     "generator_loss_nats_per_token": Metric(
         "Held-out loss", "likelihood", LOWER,
         "Negative log-likelihood of held-out tokens; compares runs of one tokenizer only.", "{:.4f}", "nats/token",
-    ),
-    "bits_per_dim": Metric(
-        "Bits per dimension", "likelihood", LOWER,
-        "Negative log-likelihood of held-out images.", "{:.4f}",
     ),
     "psnr": Metric(
         "PSNR", "tokenizer", HIGHER,
@@ -138,7 +135,7 @@ METRICS = {
     ),
     "rfid": Metric(
         "Reconstruction FID", "tokenizer", LOWER,
-        "FID of reconstructions: what the best generator could reach.",
+        "FID of reconstructions against their originals.",
     ),
     "usage": Metric(
         "Codes used", "tokenizer", HIGHER,
@@ -192,7 +189,7 @@ HEADLINE = (
     "fid", "cfd", "class_accuracy", "near_copy_share", "psnr", "rfid", "generator_loss_nats_per_token", "usage",
     "images_per_second_sampling",
 )  # fmt: skip
-PREFIXES = ("tokenizer", "codebook", "generator", "sample", "samples")  # that say what a metric's title says anyway
+PREFIX = "tokenizer_"  # says what a metric's group says anyway
 QUALIFIERS = {"real": "of real images", "std": "deviation", "vgg": "VGG", "alex": "AlexNet"}
 REFERENCES = {"real", "std"}  # of which no direction is better
 
@@ -224,8 +221,7 @@ def resolve(name: str) -> tuple[str, str]:
     for known in sorted(METRICS, key=len, reverse=True):
         if name.startswith(f"{known}_"):
             return known, name.removeprefix(f"{known}_")
-    prefix, _, rest = name.partition("_")
-    return resolve(rest) if prefix in PREFIXES else ("", "")
+    return resolve(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else ("", "")
 
 
 def rank(name: str) -> tuple[int, int, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-VOID = {"br", "img", "meta", "link", "circle", "line", "path", "rect"}  # elements without content
+VOID = {"img", "meta", "circle", "line", "path"}  # elements without content
 LARGEST = 128  # pixels: the side that larger images are shown at, so that a report stays small
 SMALL = 64  # pixels: images up to this are kept exact, and enlarged without smoothing
 ROOM, WIDE = 400_000, 1680  # bytes that a picture may take as it is; pixels that it is reduced to else
@@ -33,7 +33,7 @@ def element(name: str, /, *children: str, **attributes: Any) -> Html:
         if value is not None
     )
     if name in VOID:
-        return Html(f"<{name}{fields}>" if name in ("br", "img", "meta", "link") else f"<{name}{fields}/>")
+        return Html(f"<{name}{fields}>" if name in ("img", "meta") else f"<{name}{fields}/>")
     return Html(f"<{name}{fields}>{join(children)}</{name}>")
 
 
@@ -127,6 +127,25 @@ def number(value: float) -> str:
     if abs(value) >= 1e4:
         return f"{value:,.0f}"
     return plain(f"{value:.4g}")
+
+
+def as_number(value: Any) -> float | None:
+    """A number, or None for whatever else stands in a file."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def words(value: Any) -> str:
+    """A setting in short: 16,384, 0.05, (0, 1); a dash for None."""
+    if isinstance(value, list | tuple):
+        return "(" + ", ".join(words(item) for item in value) + ")"
+    if (known := as_number(value)) is not None:
+        return number(known)
+    return "–" if value is None else str(value)
+
+
+def counted(count: int, noun: str) -> str:
+    """1 field, 2 fields."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def plain(text: str) -> str:

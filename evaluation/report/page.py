@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from evaluation.report.evaluations import Evaluation, measured, sampling
 from evaluation.report.markup import (
     Html,
     anchor,
+    counted,
     definitions,
     element,
     image,
@@ -22,21 +24,40 @@ from evaluation.report.markup import (
     scrolling,
     section,
     table,
+    words,
 )
 from evaluation.report.search import search_tables
 from evaluation.report.style import SCRIPT, STYLE
 from evaluation.report.tables import (
-    Evaluation,
     evaluated,
     headline_figures,
     metrics_over_steps,
     warnings_box,
-    words,
 )
 from evaluation.report.training import Rows, training_curves
 from models.files import write_text
 
-CLASSES, IMAGES = 20, 10  # shown: classes, and images of each
+CLASSES, IMAGES = 20, 10  # shown where a row is of one class: classes, and images of each
+FEW, TILES = 4, 100  # images of a class that make no row; shown then: images of all classes together
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Generated images.
+
+    Attributes:
+      images: only what is shown of them is read, where they lie in a file.
+      labels: the classes asked for.
+      source: where they lie.
+      settings: "a.b" -> value, of how they were drawn.
+      classes: that the model knows.
+    """
+
+    images: UInt8[np.ndarray, "N H W C"]
+    labels: Int[np.ndarray, "N"]
+    source: str
+    settings: Mapping[str, Any]
+    classes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +71,9 @@ class Run:
       facts: name -> value, under the title.
       stages: rows of the table of stages, its head first.
       metrics: stage -> rows of its metrics.jsonl.
-      samples: images uint8 (N, H, W, C) and labels (N,), and where they lie.
-      reconstructions: PNG file of originals over their reconstructions.
-      neighbours: PNG file of samples over their nearest training images.
+      samples: the newest.
+      reconstructions: PNG file of originals over their reconstructions, of the newest evaluation of the tokenizer.
+      neighbours: PNG file of samples over their nearest training images, of the newest evaluation.
       evaluations: by step; the last is the newest.
       tokenizers: evaluations of the tokenizer alone, by step.
       searches: name -> a search over the sampler's settings.
@@ -70,7 +91,7 @@ class Run:
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     stages: Sequence[Sequence[str]] = ()
     metrics: Mapping[str, Rows] = dataclasses.field(default_factory=dict)
-    samples: tuple[UInt8[np.ndarray, "N H W C"], Int[np.ndarray, "N"], str] | None = None
+    samples: Samples | None = None
     reconstructions: Path | None = None
     neighbours: Path | None = None
     evaluations: Sequence[Evaluation] = ()
@@ -114,6 +135,8 @@ def opening(run: Run) -> list[Html]:
     parts += [element("p", join(facts, " · "), class_="soft")] if facts else []
     if newest and (figures := headline_figures(newest[0])):
         parts.append(definitions(figures, class_="figures"))
+        what = measured(newest[0].settings)
+        parts += [element("p", f"Measured: {what}.", class_="note")] if what else []
     texts = [*run.notes, *(text for one in newest for text in one.warnings)]
     parts.append(warnings_box(texts))
     if run.stages:
@@ -122,50 +145,78 @@ def opening(run: Run) -> list[Html]:
 
 
 def samples(title: str, run: Run) -> Html:
-    """One class a row."""
-    if run.samples is None or not len(run.samples[0]):
+    """One class a row; classes of too few images for a row one after another, each image with its class."""
+    if run.samples is None or not len(run.samples.images):
         return Html()
-    images, labels, source = run.samples
+    images, labels = run.samples.images, run.samples.labels
     classes = np.unique(labels)
-    shown = classes[np.unique(np.linspace(0, len(classes) - 1, min(CLASSES, len(classes))).astype(int))]
-    rows = []
-    for label in shown.tolist():
-        of_class = images[labels == label][:IMAGES]
-        tiles = [image(pixels, alt=f"sample of class {label}") for pixels in of_class]
-        rows += [element("span", str(label)), element("div", *tiles, class_="tiles")]
+    rows = len(labels) >= FEW * len(classes)
+    each = IMAGES if rows else min(FEW, int(np.unique(labels, return_counts=True)[1].max()))
+    shown = spread(classes, CLASSES if rows else TILES // each)
+    tiles = {label: class_tiles(images, labels, label, each) for label in shown.tolist()}
+    if rows:
+        content = [part for label, found in tiles.items()
+                   for part in (element("span", str(label)), element("div", *found, class_="tiles"))]  # fmt: skip
+        grid = element("div", *content, class_="classes")
+    else:
+        grid = element("div", *(captioned(tile, str(label)) for label, found in tiles.items() for tile in found),
+                       class_="tiles")  # fmt: skip
+    order = "One class a row" if rows else "Each over its class"
     side = f"{images.shape[2]} × {images.shape[1]} pixels"
-    lead = f"One class a row, not picked: the first of {len(images):,} in {source}, {side}."
-    if len(shown) < len(classes):
-        lead += f" {len(shown)} of {len(classes):,} classes."
-    return section(title, element("div", *rows, class_="classes"), lead=lead)
+    how = ", ".join(sampling(run.samples.settings))
+    lead = f"{order}, not picked: the first of {len(images):,} in {run.samples.source}, {side}{how and f'; {how}'}."
+    which = class_count(len(shown), len(classes), run.samples.classes)
+    return section(title, grid, lead=f"{lead}{which and f' {which}.'}")
+
+
+def spread(values: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of them, evenly taken."""
+    return values[np.arange(min(most, len(values))) * len(values) // min(most, len(values))]
+
+
+def class_tiles(images: np.ndarray, labels: np.ndarray, label: int, most: int) -> list[Html]:
+    """The first images of a class."""
+    return [image(images[n], alt=f"sample of class {label}") for n in np.flatnonzero(labels == label)[:most]]
+
+
+def captioned(picture: Html, caption: str) -> Html:
+    """A picture over a few words."""
+    return element("figure", picture, element("figcaption", caption))
+
+
+def class_count(shown: int, sampled: int, known: int) -> str:
+    """100 of 1,000 classes sampled, 20 shown."""
+    if sampled < known:
+        return f"{sampled:,} of {known:,} classes sampled{f', {shown:,} shown' if shown < sampled else ''}"
+    return f"{shown:,} of {sampled:,} classes shown" if shown < sampled else ""
 
 
 def reconstructions(title: str, run: Run) -> Html:
     """Held-out images through the tokenizer."""
     lead = ("Held-out images above, what is left of them after encoding and decoding below. Look for lost strokes, texture "
             "and colour: the generator can draw nothing that is missing here.")  # fmt: skip
-    return sheet(title, run.reconstructions, "held-out images over their reconstructions", lead)
+    return sheet(title, run.reconstructions, "held-out images over their reconstructions", lead, run.tokenizers)
 
 
 def neighbours(title: str, run: Run) -> Html:
     """Samples beside what they might be copies of."""
     lead = ("Samples above, the training image nearest to each in pixels below. Pairs that agree in every detail are copies; "
             "pairs of one class that differ in shape are what a good model gives.")  # fmt: skip
-    return sheet(title, run.neighbours, "samples over their nearest training images", lead)
+    return sheet(title, run.neighbours, "samples over their nearest training images", lead, run.evaluations)
 
 
-def sheet(title: str, path: Path | None, alt: str, lead: str) -> Html:
-    """A sheet of images in a frame of its own white."""
+def sheet(title: str, path: Path | None, alt: str, lead: str, evaluations: Sequence[Evaluation]) -> Html:
+    """A sheet of images, of the last evaluation, in a frame of its own white."""
     if path is None:
         return Html()
+    how = ", ".join(part for one in evaluations[-1:] for part in sampling(one.settings))
+    lead += f" {how[0].upper()}{how[1:]}." if how else ""
     return section(title, scrolling(element("div", png_file(path, alt=alt), class_="sheet")), lead=lead)
 
 
 def metrics(title: str, run: Run) -> Html:
     """All evaluations beside one another."""
-    lead = "↑ higher is better, ↓ lower is better" + (
-        "; the best of a row is set bold." if len(run.evaluations) > 1 else "."
-    )
+    lead = "↑ higher is better, ↓ lower is better."
     told = {text for one in run.evaluations[-1:] for text in one.warnings}
     older = [text for one in run.evaluations[:-1] for text in one.warnings if text not in told]
     # An evaluation of samples holds that of its tokenizer; alone it says something new only where there are several.
@@ -189,8 +240,8 @@ def training(title: str, run: Run) -> Html:
 
 def speed(title: str, run: Run) -> Html:
     """How fast images came."""
-    lead = "On the machine that drew them, without compilation where there was more than one batch."
-    return section(title, table(run.speeds[0], run.speeds[1:]), lead=lead) if run.speeds[1:] else Html()
+    lead = "On the machine that drew them, without compilation; a dash where that cannot be told apart."
+    return section(title, table(run.speeds[0], run.speeds[1:], numbers_from=2), lead=lead) if run.speeds[1:] else Html()
 
 
 def settings(title: str, run: Run) -> Html:
@@ -199,9 +250,9 @@ def settings(title: str, run: Run) -> Html:
     if run.command:
         parts += [element("p", "The same again, from the start:"), element("pre", run.command)]
     if run.config:
-        count = f" {len(run.changed)} fields differ from {run.experiment}" if run.changed else ""
+        count = f" {counted(len(run.changed), 'field')} not as in {run.experiment}" if run.changed else ""
         boxes = [fields(name, value, run.changed) for name, value in grouped(run.config).items()]
-        parts.append(element("details", element("summary", "Config", element("span", count, class_="soft")),
+        parts.append(element("details", element("summary", "Config of the workdir", element("span", count, class_="soft")),
                              element("div", *boxes, class_="settings")))  # fmt: skip
     if run.versions:
         listed = definitions(run.versions.items(), class_="fields versions")

@@ -8,16 +8,17 @@ import numpy as np
 
 from evaluation.report.charts import Series, line_chart
 from evaluation.report.descriptions import ARROWS, HIGHER, LOWER, describe, headline, rank
-from evaluation.report.markup import Html, element, join, table
-from evaluation.report.tables import as_number, best, words
+from evaluation.report.evaluations import measured
+from evaluation.report.markup import Html, as_number, element, join, table, words
+from evaluation.report.tables import best
 
 
 def search_tables(name: str, search: Mapping[str, Any], samplers: Sequence[str]) -> Html:
     """A search over a sampler's settings: its curve over the guidance scale, and its rows.
 
     Args:
-      name: of the file.
-      search: "rows", and where known "metric", "best", "final".
+      name: of the search.
+      search: "rows", and where known "metric", "final" (metrics of the best), "settings" of that ("a.b" -> value).
       samplers: names of settings, which are no metrics.
     """
     rows = [row for row in search.get("rows", ()) if isinstance(row, Mapping)]
@@ -37,20 +38,22 @@ def search_tables(name: str, search: Mapping[str, Any], samplers: Sequence[str])
         for n, row in enumerate(rows)
     ]
     figure = search_chart(rows, [field for field in settings if field != "guidance_scale"], main)
-    notes = [element("p", text) for text in final_words(search.get("final"), (*metrics, main))]
+    tried = search.get("settings", {}).get("search.samples")
+    notes = [element("p", f"{words(tried)} samples a setting.")] if tried else []
+    notes += [element("p", text) for text in final_words(search, (*metrics, main))]
     layout = element("div", *([figure] if figure else []), table(heads, body, numbers_from=0), class_="search")
     return join([element("h3", name), *notes, layout])
 
 
-def final_words(final: Any, metrics: Sequence[str]) -> list[str]:
-    """What the best setting gave in a full evaluation, as a sentence."""
-    if not isinstance(final, Mapping):
+def final_words(search: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+    """What the best setting gave in a full evaluation, and what that was, as a sentence."""
+    values = search.get("final")
+    if not isinstance(values, Mapping):
         return []
-    nested = final.get("metrics")
-    values = {**final, **nested} if isinstance(nested, Mapping) else final
     found = [f"{describe(name).title} {describe(name).show(as_number(values[name]))}" for name in dict.fromkeys(metrics)
              if name in values]  # fmt: skip
-    return [f"The best setting, judged in full: {', '.join(found)}."] if found else []
+    what = measured(search.get("settings", {}))
+    return [f"The best setting, judged in full{what and f' ({what})'}: {', '.join(found)}."] if found else []
 
 
 def search_chart(rows: Sequence[Mapping[str, Any]], settings: Sequence[str], metric: str) -> Html:
@@ -71,7 +74,7 @@ def search_chart(rows: Sequence[Mapping[str, Any]], settings: Sequence[str], met
         series.append(Series(name, x, y, marks=True, told=float(top(y)) if top else None))
     points = [point for found in curves.values() for point in found]
     ring = top(points, key=lambda point: point[1]) if top else None
-    return line_chart(describe(metric).title, series, x_title="guidance scale", ring=ring)
+    return line_chart(describe(metric).title, series, x_title="guidance scale", whole=False, ring=ring)
 
 
 def value_cell(field: str, value: Any, is_best: bool) -> str:

@@ -33,6 +33,7 @@ section { margin-top: 3.5rem; padding-top: 1.4rem; border-top: 1px solid var(--r
 .lead, .note, figcaption .unit, .soft { color: var(--soft); }
 .lead { margin-bottom: 1.4rem; }
 .note { font-size: .87rem; }
+.scroll + .note { margin-top: 1rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; margin-top: 1.6rem; font-size: .9rem; color: var(--soft); }
 
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 1.5rem 1.2rem; margin: 2.2rem 0; }
@@ -42,6 +43,7 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; margin-top: 1.6rem; fon
 .figures dd { margin: 0; font-size: 1.7rem; line-height: 1.25; font-weight: 600; letter-spacing: -.02em;
   font-variant-numeric: tabular-nums; }
 .figures dt span { display: block; }
+.figures + .note { margin-top: -.7rem; max-width: none; }
 .figures small { font-size: .85rem; font-weight: 400; letter-spacing: 0; color: var(--soft); }
 
 .scroll { overflow-x: auto; max-width: 100%; }
@@ -62,6 +64,12 @@ thead th { color: var(--soft); font-size: .85rem; vertical-align: bottom; border
 .metrics thead .soft { display: block; font-size: .8rem; }
 .metrics .group th { padding-top: 1.6rem; font-weight: 650; }
 .metrics tbody:first-of-type .group th { padding-top: .9rem; }
+.conditions { font-size: .87rem; margin-top: .6rem; }
+.conditions th, .conditions td { padding-top: .25rem; padding-bottom: .25rem; }
+.conditions th[scope=row] { white-space: nowrap; }
+.conditions td { min-width: 8rem; max-width: 20rem; overflow-wrap: anywhere; }
+.conditions .apart { font-weight: 650; }
+.conditions .apart th, .conditions .apart td { font-weight: inherit; }
 .metrics th:first-child { position: sticky; left: 0; background: var(--page); }
 .glossary { columns: 2 24rem; column-gap: 2.5rem; margin: .6rem 0 0; font-size: .87rem; }
 .glossary > div { break-inside: avoid; padding: .25rem 0; }
@@ -105,6 +113,8 @@ img { display: block; }
   align-items: center; }
 .classes > span { color: var(--soft); font-size: .87rem; text-align: right; font-variant-numeric: tabular-nums; }
 .tiles { display: grid; grid-template-columns: repeat(10, minmax(0, 76px)); gap: .35rem; }
+.tiles figcaption { font-size: .75rem; line-height: 1.5; color: var(--soft); text-align: center;
+  font-variant-numeric: tabular-nums; }
 .tiles img { width: 100%; height: auto; border-radius: 2px; }
 .sheet { display: inline-block; background: #ffffff; border: 1px solid var(--rule); border-radius: 4px; }
 .sheet img { max-width: none; height: auto; }
@@ -125,7 +135,6 @@ summary .soft { font-weight: 400; }
 .versions { max-width: 26rem; }
 pre { margin: .6rem 0 0; padding: .8rem 1rem; background: var(--tint); border-radius: 4px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
-footer { margin-top: 4rem; color: var(--soft); font-size: .85rem; }
 @media (max-width: 640px) {
   body { padding: 1.8rem 1rem 3rem; }
   h1 { font-size: 1.6rem; }
@@ -135,6 +144,7 @@ footer { margin-top: 4rem; color: var(--soft); font-size: .85rem; }
   .metrics th[scope=row] { min-width: 9rem; max-width: 10.5rem; }
   .metrics td, .metrics thead th + th { padding-left: 1rem; }
   .search { grid-template-columns: minmax(0, 1fr); }
+  p code { white-space: normal; }
   .classes { gap: .25rem .6rem; }
   .tiles { gap: 2px; }
 }

@@ -1,49 +1,29 @@
 """What evaluations found, as tables and curves of a report."""
 
-import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from evaluation.report.charts import Series, line_chart
 from evaluation.report.descriptions import ARROWS, GROUPS, LOWER, NEITHER, SHARE, describe, headline, rank
-from evaluation.report.markup import Html, definitions, element, join, number, scrolling
+from evaluation.report.evaluations import (
+    Evaluation,
+    column_heads,
+    comparison,
+    same_measure,
+    same_sampling,
+    settings_table,
+)
+from evaluation.report.markup import Html, definitions, element, join, scrolling
 
 MANY = 5  # columns, from which on they stand closer
-UNTOLD = ("step", "weights.generator", "weights.tokenizer")  # settings that are another for every checkpoint
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """A W/eval/<name>.json.
-
-    Attributes:
-      name: of the file.
-      settings: "a.b" -> value, of what was evaluated and how.
-      metrics: by name; None where there is none.
-      missing: metric -> why it is not there.
-      warnings: sentences.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    metrics: Mapping[str, float | None]
-    missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    warnings: Sequence[str] = ()
-
-    @property
-    def step(self) -> int:
-        """Of the generator's checkpoint."""
-        return int(self.settings.get("step") or 0)
 
 
 def metric_tables(evaluations: Sequence[Evaluation]) -> Html:
-    """One row a metric, one column an evaluation, the best of a row marked; what a metric means stands beside a single
-    column, and under several."""
-    if not evaluations:
-        return Html()
+    """One row a metric, one column an evaluation, the best of those that may be compared marked; what a metric means stands
+    beside a single column, and under several."""
     names = sorted({name for one in evaluations for name in one.metrics}, key=rank)
     names = [name for name in names if not all(name in one.missing for one in evaluations)]
     alone = len(evaluations) == 1
@@ -68,28 +48,11 @@ def glossary(names: Sequence[str]) -> Html:
     return element("details", element("summary", "What they mean"), definitions(pairs, class_="glossary"))
 
 
-def column_heads(evaluations: Sequence[Evaluation]) -> list[Html]:
-    """The step, and those settings in which the columns differ; the file's name where nothing else tells them apart."""
-    names = sorted({name for one in evaluations for name in one.settings})
-    differing = [
-        name for name in names
-        if name not in UNTOLD and len({repr(one.settings.get(name)) for one in evaluations}) > 1
-    ][:4]  # fmt: skip
-    keys = [(one.step, *(repr(one.settings.get(name)) for name in differing)) for one in evaluations]
-    heads = []
-    for one, key in zip(evaluations, keys):
-        lines = [f"{name.rpartition('.')[2]} {words(one.settings.get(name))}" for name in differing]
-        lines += [one.name] if keys.count(key) > 1 else []
-        below = [element("span", line.replace("_", " "), class_="soft") for line in lines]
-        heads.append(join([f"step {one.step:,}", *below]))
-    return heads
-
-
 def metric_row(name: str, evaluations: Sequence[Evaluation], *, told: bool) -> Html:
     """A metric's title and direction, its values, and, where it is to be told, its meaning."""
     metric = describe(name)
     values = [one.metrics.get(name) for one in evaluations]
-    chosen = best(values, metric.better)
+    chosen = best_of_kinds(values, [same_measure(one) for one in evaluations], metric.better)
     head: list[str] = [metric.title]
     if metric.unit:
         head.append(element("span", f" {metric.unit}", class_="soft"))
@@ -113,6 +76,15 @@ def best(values: Sequence[float | None], better: str) -> set[int]:
     return {n for n, value in enumerate(values) if value == top}
 
 
+def best_of_kinds(values: Sequence[float | None], kinds: Sequence[str], better: str) -> set[int]:
+    """Where the best values among those of equal kind stand."""
+    chosen = set()
+    for kind in set(kinds):
+        places = [n for n, other in enumerate(kinds) if other == kind]
+        chosen |= {places[n] for n in best([values[n] for n in places], better)}
+    return chosen
+
+
 def missing_metrics(evaluations: Sequence[Evaluation]) -> Html:
     """Why metrics are not there, those of one reason together."""
     reasons: dict[str, list[str]] = {}
@@ -134,8 +106,9 @@ def warnings_box(texts: Sequence[str]) -> Html:
 
 
 def prose(text: str) -> Html:
-    """A sentence whose options (--config...) are set as code, and not broken after a hyphen."""
-    return join((element("code", word) if word.startswith("--") else word for word in text.split(" ")), " ")
+    """A sentence whose options (--config...) and `commands` are set as code."""
+    parts = re.split(r"`([^`]+)`|(?<!\S)(--\S+)", text)  # text, command, option, text, ...
+    return join(element("code", part) if n % 3 else part for n, part in enumerate(parts) if part)
 
 
 def headline_figures(evaluation: Evaluation, most: int = 6) -> list[tuple[Html, Html]]:
@@ -152,43 +125,38 @@ def headline_figures(evaluation: Evaluation, most: int = 6) -> list[tuple[Html, 
 
 
 def evaluated(evaluations: Sequence[Evaluation]) -> Html:
-    """A table with what it lacks."""
-    return join([metric_tables(evaluations), missing_metrics(evaluations)])
+    """A table with what may be compared in it, what it lacks, and the settings behind it."""
+    if not evaluations:
+        return Html()
+    sentence = comparison(evaluations)
+    note = element("p", sentence, class_="note") if sentence else Html()
+    return join([note, metric_tables(evaluations), missing_metrics(evaluations), settings_table(evaluations)])
 
 
 def metrics_over_steps(evaluations: Sequence[Evaluation], most: int = 3) -> Html:
     """Curves of the main metrics where checkpoints were evaluated with the same settings, else nothing."""
     alike: dict[str, dict[int, Evaluation]] = {}
     for one in evaluations:
-        same = {name: value for name, value in one.settings.items() if name not in UNTOLD}
-        alike.setdefault(repr(sorted(same.items())), {})[one.step] = one
+        alike.setdefault(same_sampling(one), {})[one.step] = one
     steps = max(alike.values(), key=len, default={})
     if len(steps) < 2:
         return Html()
-    series: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    figures = []
     for name in headline({name for one in steps.values() for name in one.metrics}):
-        found = [(step, value) for step, one in sorted(steps.items())
-                 if (value := one.metrics.get(name)) is not None and math.isfinite(value)]  # fmt: skip
-        if len(found) > 1:
-            x, y = np.array(found, np.float64).T
-            series[name] = x, y
-    figures = [
-        line_chart(describe(name).title, [Series(describe(name).better + " is better", x, y, marks=True)],
-                   unit=describe(name).unit or ("share" if describe(name).form == SHARE else ""), log=False)
-        for name, (x, y) in list(series.items())[:most]
-    ]  # fmt: skip
-    return join([element("h3", "Over training"), element("div", *figures, class_="panels")]) if figures else Html()
+        metric = describe(name)
+        curves = [over_steps(steps, name, f"{metric.better} is better" if metric.better else "samples")]
+        curves += [over_steps(steps, metric.reference, "real images")] if metric.reference else []
+        unit = metric.unit or ("share" if metric.form == SHARE else "")
+        if len(curves[0].x) > 1:
+            figures.append(line_chart(metric.title, curves, unit=unit, log=False))
+    if not figures:
+        return Html()
+    return join([element("h3", "Over training"), element("div", *figures[:most], class_="panels")])
 
 
-def words(value: Any) -> str:
-    """A setting in short."""
-    if isinstance(value, float):
-        return number(value)
-    if isinstance(value, list | tuple):
-        return "(" + ", ".join(words(item) for item in value) + ")"
-    return "–" if value is None else str(value)
-
-
-def as_number(value: Any) -> float | None:
-    """A number, or None for whatever else stands there."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def over_steps(steps: Mapping[int, Evaluation], name: str, label: str) -> Series:
+    """A metric over the steps at which it is a number."""
+    found = [(step, value) for step, one in sorted(steps.items())
+             if (value := one.metrics.get(name)) is not None and math.isfinite(value)]  # fmt: skip
+    x, y = np.array(found, np.float64).reshape(-1, 2).T
+    return Series(label, x, y, marks=True)

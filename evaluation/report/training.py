@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.report.charts import Series, line_chart
-from evaluation.report.markup import Html, element, join
+from evaluation.report.markup import Html, as_number, element, join
 
 Rows = Sequence[Mapping[str, Any]]  # of a metrics.jsonl
 
@@ -55,7 +55,9 @@ PANELS = {
 
 def training_curves(stage: str, rows: Rows) -> Html:
     """The panels of a stage under its name; nothing where it has no metrics."""
-    names = sorted({name for row in rows for name, value in row.items() if name != "step" and is_number(value)})
+    names = sorted(
+        {name for row in rows for name, value in row.items() if name != "step" and as_number(value) is not None}
+    )
     known = (*PANELS.get(stage, ()), *ENDS)
     told = {name for panel in known for name in scalars(panel, names).values()}
     bases = sorted({name.removeprefix("heldout/") for name in names if name not in told})
@@ -86,11 +88,6 @@ def draw(panel: Panel, rows: Rows, names: Sequence[str]) -> Html:
 
 def curve(rows: Rows, name: str, label: str) -> Series:
     """A scalar over the training step; those of evaluations are few, and get marks."""
-    found = [(row["step"], row[name]) for row in rows if is_number(row.get(name))]
+    found = [(row["step"], row[name]) for row in rows if as_number(row.get(name)) is not None]
     steps, values = np.array(found, np.float64).reshape(-1, 2).T
     return Series(label, steps, values, marks=name.startswith("heldout/"))
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value can be drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.report.charts import BINS, Axis, Series, line_chart, linear_ticks, log_ticks, tick_label
+from evaluation.report.charts import BINS, Axis, Series, line_chart, log_ticks
 from evaluation.report.descriptions import GROUPS, HIGHER, LOWER, METRICS, NEITHER, describe, headline, rank
-from evaluation.report.markup import Html, element, image, number, png_file
-from evaluation.report.page import Run, page
-from evaluation.report.tables import Evaluation, best
+from evaluation.report.evaluations import Evaluation, measured
+from evaluation.report.markup import Html, element, image, number, png_file, words
+from evaluation.report.page import TILES, Run, Samples, page
+from evaluation.report.tables import best, prose
 from evaluation.report.training import training_curves
 
 HOSTILE = "<script>alert('x')</script>&\"run\""
-VOID = {"meta", "img", "br", "link"}
+VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
@@ -87,7 +88,8 @@ def run(tmp_path, digits):
         name="digits", about="Small.", facts={"dataset": "digits"},
         stages=[["Stage", "Model", "Parameters"], ["generator", "small", "1,234"]],
         metrics={"tokenizer": [], "generator": [*steps, {"step": 1000, "heldout/loss": 2.0}]},
-        samples=(images[:300], labels[:300].astype(np.int32), "samples/x.npz"),
+        samples=Samples(images[:300], labels[:300].astype(np.int32), "samples/x.npz",
+                        {"step": 900, "sampler.guidance_scale": 2.0, "sampler.temperature": 1.0, "sampler.top_k": 0}, 10),
         reconstructions=tmp_path / "strip.png", neighbours=tmp_path / "strip.png",
         evaluations=[
             evaluation(300, fid=40.0, class_accuracy=0.5, near_copy_share=0.25, tokenizer_psnr=20.0, novel=1.5,
@@ -120,7 +122,7 @@ def test_page_is_balanced_and_holds_all_it_shows(run):
 
 
 def test_images_decode_and_small_ones_are_exact(run):
-    images, labels, _ = run.samples
+    images, labels = run.samples.images, run.samples.labels
     found = {}
     for attributes, _ in Page(page(run)).all("img"):
         content = base64.b64decode(attributes["src"].partition("base64,")[2], validate=True)
@@ -159,7 +161,7 @@ def test_what_is_data_is_escaped(run):
                                 [HOSTILE]) for n in range(2)],
         searches={HOSTILE: {"rows": [{HOSTILE: HOSTILE, "guidance_scale": HOSTILE}], "metric": HOSTILE}},
         metrics={HOSTILE: [{"step": 1, HOSTILE: 1.0}]}, speeds=[[HOSTILE], [HOSTILE]],
-        samples=(*run.samples[:2], HOSTILE),
+        samples=dataclasses.replace(run.samples, source=HOSTILE, settings={"sampler.name": HOSTILE}),
         config={HOSTILE: HOSTILE, "a": {HOSTILE: HOSTILE}}, changed={HOSTILE: HOSTILE}, versions={HOSTILE: HOSTILE},
         command=HOSTILE, notes=[HOSTILE],
     )  # fmt: skip
@@ -203,10 +205,13 @@ def test_best_ignores_what_is_no_number():
 def test_missing_and_nan_metrics_are_shown_with_their_reason(run):
     parsed = Page(page(run))
     rows = rows_of(parsed)
-    (_, number_), (_, null), (_, nan) = rows["Near copies↓"]
+    (_, number_), (_, null), (_, nan) = rows["Near copies"]
     assert [number_, null, nan] == ["25.0%", "–", "NaN"]
     notes = [text for _, text in parsed.all("p", class_="note")]
-    assert notes == ["KID not measured: too few samples", "Near copies not measured: none"]
+    assert notes == [
+        "Measured: step 900.", "The best of a row is set bold.", "KID not measured: too few samples",
+        "Near copies not measured: none",
+    ]  # fmt: skip
     assert "KID↓" not in rows  # measured nowhere
 
 
@@ -226,13 +231,114 @@ def test_headline_is_of_the_newest_evaluation(run):
     assert figures["PSNR"] == "20.00 dB"  # near copies are no number
 
 
-def test_columns_say_in_what_they_differ(run):
-    columns = [Evaluation("a", {"step": 9, "sampler.guidance_scale": g, "weights.generator": str(g)}, {"fid": g})
-               for g in (1.0, 2.5)]  # fmt: skip
-    columns += [dataclasses.replace(columns[1], name="b")]
-    text = page(Run("r", evaluations=columns))
-    heads = [text for _, text in Page(text).all("th", class_="number")]
-    assert heads == ["step 9guidance scale 1", "step 9guidance scale 2.5a", "step 9guidance scale 2.5b"]
+def judged(name, fid, **settings):
+    """An evaluation against 50,000 training images, or with other `settings` ("a__b" is a.b)."""
+    known = {
+        "step": 2400, "seed": 0, "sampler.name": "sequential", "sampler.guidance_scale": 2.0, "evaluation.samples": 5000,
+        "reference.name": "train", "reference.count": 50_000, "reference.sha256": "0123456789abcdef" * 4,
+        "data.name": "cifar10", "weights.generator": "fedcba9876543210",
+    }  # fmt: skip
+    return Evaluation(name, known | {key.replace("__", "."): value for key, value in settings.items()}, {"fid": fid})
+
+
+def heads_and_marks(evaluations):
+    """Heads of the columns, where the best FID stands, and the note about it."""
+    parsed = Page(page(Run("r", evaluations=evaluations)))
+    heads = [text for _, text in parsed.all("th", class_="number")]
+    marked = [n for n, (attributes, _) in enumerate(rows_of(parsed)["FID↓"]) if "best" in attributes["class"]]
+    return heads, marked, [text for _, text in parsed.all("p", class_="note")][1]
+
+
+def test_columns_say_in_what_they_differ_and_checkpoints_and_samplers_are_compared():
+    columns = [judged("a", 3.0), judged("b", 2.0, step=4800, sampler__guidance_scale=1.5, weights__generator="0" * 16)]
+    columns += [dataclasses.replace(columns[1], name="c")]
+    heads, marked, note = heads_and_marks(columns)
+    assert heads == ["step 2,400guidance 2", "step 4,800guidance 1.5b", "step 4,800guidance 1.5c"]
+    assert marked == [1, 2]
+    assert note == "The best of a row is set bold."
+
+
+def test_columns_of_other_references_are_not_compared():
+    other = {"reference__name": "test", "reference__count": 10_000, "reference__sha256": "f" * 64}
+    columns = [judged("a", 3.0), judged("b", 2.0, evaluation__samples=50_000, sampler__top_k=100, **other)]
+    heads, marked, note = heads_and_marks(columns)
+    assert heads == [  # the hash says no more than the name, and is left out
+        "step 2,400top-k –5,000 samplesreference train50,000 reference images",
+        "step 2,400top-k 10050,000 samplesreference test10,000 reference images",
+    ]
+    assert marked == []
+    start = "No best is marked: the columns differ in number of samples and reference,"
+    assert note == f"{start} so their numbers must not be compared."
+    # One more of the first kind is compared with it, though the second kind's number is lower.
+    _, marked, note = heads_and_marks([*columns, judged("c", 2.5, step=4800)])
+    assert marked == [2]
+    start = "Bold is the best among columns of equal number of samples and reference;"
+    assert note == f"{start} the numbers of others must not be compared."
+
+
+def test_hashes_in_heads_are_short():
+    heads, marked, _ = heads_and_marks([judged("a", 3.0), judged("b", 2.0, reference__sha256="f" * 64)])
+    assert heads == ["step 2,400reference sha256 01234567", "step 2,400reference sha256 ffffffff"]
+    assert marked == []
+
+
+def test_an_evaluation_says_what_it_measured():
+    one = judged("a", 3.0, sampler__temperature=0.9, sampler__top_k=0, sampler__guidance_interval=[0.0, 1.0])
+    assert measured(one.settings) == (
+        "sequential, step 2,400, guidance 2, temperature 0.9, "
+        "5,000 samples against cifar10:train (50,000 images, sha 01234567), seed 0"
+    )
+    tokenizer = {"step": 1600, "images.count": 2000, "images.sha256": "a9c04df9daccb179", "weights.inception": "f"}
+    assert measured(tokenizer) == "tokenizer, step 1,600, 2,000 held-out images (sha a9c04df9)"
+    statistics = {
+        "evaluation.samples": 9,
+        "reference.name": "x.npz",
+        "reference.count": None,
+        "reference.sha256": "e" * 64,
+    }
+    assert measured(statistics) == "9 samples against x.npz (sha eeeeeeee)"
+    assert measured({}) == ""
+    parsed = Page(page(Run("r", evaluations=[one])))
+    assert f"Measured: {measured(one.settings)}." in [text for _, text in parsed.all("p", class_="note")]
+    rows = rows_of(parsed)
+    for name, value in one.settings.items():
+        (attributes, text), = rows[name]  # fmt: skip
+        assert words(value) in (text, attributes.get("title")), name
+
+
+def test_classes_of_few_samples_flow_with_captions(digits):
+    images = np.broadcast_to(digits[0][:1], (100, *digits[0].shape[1:]))
+    labels = np.arange(0, 1000, 10, dtype=np.int32)
+    parsed = Page(page(Run("r", samples=Samples(images, labels, "x.npz", {}, 1000))))
+    assert [text for _, text in parsed.all("figcaption")] == [str(label) for label in labels]
+    assert not parsed.all("div", class_="classes")
+    (_, lead), = parsed.all("p", class_="lead")  # fmt: skip
+    assert (
+        lead
+        == "Each over its class, not picked: the first of 100 in x.npz, 16 × 16 pixels. 100 of 1,000 classes sampled."
+    )
+    labels = np.repeat(labels[:50], 2)[::-1].copy()
+    many = Samples(np.concatenate([images] * 3), np.concatenate([labels, labels + 1, labels + 2]), "x.npz", {}, 150)
+    parsed = Page(page(Run("r", samples=many)))
+    assert len(parsed.all("figcaption")) == TILES
+    assert parsed.all("p", class_="lead")[0][1].endswith(". 50 of 150 classes shown.")
+
+
+def test_samples_say_how_they_were_drawn_and_how_many_classes_there_are(run):
+    many = dataclasses.replace(run.samples, classes=1000)
+    lead = Page(page(dataclasses.replace(run, samples=many))).all("p", class_="lead")[0][1]
+    assert lead == (
+        "One class a row, not picked: the first of 300 in samples/x.npz, 16 × 16 pixels; "
+        "step 900, guidance 2, temperature 1. 10 of 1,000 classes sampled."
+    )
+
+
+def test_commands_and_options_are_set_as_code():
+    text = prose("no weights; `python -m x <a>` makes them, or give --config.evaluation.inception=FILE to it.")
+    assert text == (
+        "no weights; <code>python -m x &lt;a&gt;</code> makes them, or give "
+        "<code>--config.evaluation.inception=FILE</code> to it."
+    )
 
 
 def test_one_row_a_search_entry_and_the_best_is_marked(run):
@@ -278,7 +384,7 @@ def test_every_metric_is_described_and_unknown_ones_come_last():
     assert describe("tokenizer_rfid_192").group == "tokenizer"
     assert describe("kid_std_768").better == NEITHER
     assert describe("tokenizer_lpips_vgg").title == "LPIPS (VGG)"
-    assert describe("codebook_usage") == METRICS["usage"]
+    assert describe("tokenizer_usage") == METRICS["usage"]
     assert describe("fidelity").group == "other"  # begins with fid, and is none
     names = ["strange", "images_per_second_sampling", "fid_768", "fid", "tokenizer_psnr", "class_accuracy"]
     assert sorted(names, key=rank) == [
@@ -339,23 +445,42 @@ def test_long_curves_are_reduced_and_keep_their_range():
     assert highest < 25  # the spike reaches the top of the frame
 
 
+def labels_of(low, high, **options):
+    return [label for _, label in Axis(low, high, 0.0, 1.0, **options).ticks()]
+
+
 def test_ticks_are_round_and_few():
-    assert linear_ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert linear_ticks(3.0, 1900.0) == [500, 1000, 1500]
     assert log_ticks(0.011, 4.0) == pytest.approx([0.03, 0.1, 0.3, 1, 3])
     for low, high in ((1e-9, 1e9), (1.0, 12.0), (0.9, 1100.0)):
         ticks = log_ticks(low, high)
         assert 2 <= len(ticks) <= 6
         assert all(low <= tick <= high for tick in ticks)
-    assert [tick_label(v) for v in (0.0, 0.05, 1e-5, 950.0, 1500.0, 2e4, 2.5e6)] == [
-        "0",
-        "0.05",
-        "1e-5",
-        "950",
-        "1.5k",
-        "20k",
-        "2.5M",
-    ]
+    ticks = Axis(3.0, 1900.0, 0.0, 1.0).ticks()
+    assert ticks == [(500.0, "500"), (1000.0, "1k"), (1500.0, "1.5k")]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "options", "labels"),
+    [
+        (0.0, 1.0, {}, ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        (999.5, 1000.5, {"whole": True}, ["1,000"]),
+        (27345.0, 27355.0, {"whole": True}, ["27,346", "27,348", "27,350", "27,352", "27,354"]),
+        (27345.0, 27355.0, {}, ["27,346", "27,348", "27,350", "27,352", "27,354"]),
+        (1.0, 2.0, {"whole": True}, ["1", "2"]),
+        (0.0, 12.0, {"whole": True}, ["0", "5", "10"]),
+        (0.0, 100_000.0, {"whole": True}, ["0", "20k", "40k", "60k", "80k", "100k"]),
+        (1e6, 2.2e6, {"whole": True}, ["1M", "1.25M", "1.5M", "1.75M", "2M"]),
+        (23.1, 23.3, {}, ["23.1", "23.15", "23.2", "23.25", "23.3"]),
+        (0.0, 5e-5, {}, ["0", "1e-5", "2e-5", "3e-5", "4e-5", "5e-5"]),
+        (-2.0, 2.0, {}, ["-2", "-1", "0", "1", "2"]),
+        (0.02, 30.0, {"log": True}, ["0.1", "1", "10"]),
+    ],
+)
+def test_ticks_tell_neighbours_apart(low, high, options, labels):
+    assert labels_of(low, high, **options) == labels
+
+
+def test_axis_places_values_by_their_logarithm():
     axis = Axis(1.0, 100.0, 200.0, 0.0, log=True)
     np.testing.assert_allclose(axis(np.array([1.0, 10.0, 100.0])), [200, 100, 0])
 
