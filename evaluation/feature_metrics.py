@@ -7,14 +7,20 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.inception_score import inception_score
-from evaluation.kernel_distance import kernel_distance
-from evaluation.manifold import manifold_scores
+from evaluation.inception_score import SPLITS, inception_score
+from evaluation.kernel_distance import SIZE, SUBSETS, kernel_distance
+from evaluation.manifold import DENSITY_NEIGHBOURS, NEIGHBOURS, manifold_scores
 from evaluation.statistics import Gaussian, Statistics, check_finite, check_sizes, frechet_distance
 from models.errors import UserError, unknown
 
 SIDES = ("the set of samples", "the reference")
-SPLITS, SPLIT_SIZE = 10, 5000  # of the Inception score, as published
+SPLIT_SIZE = 5000  # images in each split of published Inception scores
+PARAMETERS = {  # what else decides the metrics, for those who write down what was measured
+    "kid": {"subsets": SUBSETS, "size": SIZE},
+    "precision, recall": {"neighbours": NEIGHBOURS},
+    "density, coverage": {"neighbours": DENSITY_NEIGHBOURS},
+    "inception_score": {"splits": SPLITS},
+}
 
 
 @dataclass
@@ -42,25 +48,25 @@ class Pair:
         return known or Statistics.of(self.each(side))
 
 
-def _frechet(pair: Pair) -> tuple[float, ...]:
+def _frechet(pair: Pair) -> tuple[float | None, ...]:
     distance = frechet_distance(pair.gaussian(0), pair.gaussian(1))
     pair.warnings += distance.warnings
     return (distance.value,)
 
 
-def _kernel(pair: Pair) -> tuple[float, ...]:
+def _kernel(pair: Pair) -> tuple[float | None, ...]:
     distance = kernel_distance(pair.each(0), pair.each(1), seed=pair.seed)
     return distance.mean, distance.std
 
 
-def _manifold(pair: Pair) -> tuple[float, ...]:
+def _manifold(pair: Pair) -> tuple[float | None, ...]:
     scores = manifold_scores(pair.each(0), pair.each(1))
     return tuple(scores[name] for name in ("precision", "recall", "density", "coverage"))
 
 
-def _inception_score(pair: Pair) -> tuple[float, ...]:
+def _inception_score(pair: Pair) -> tuple[float | None, ...]:
     logits = pair.each(0)
-    scores = inception_score(logits, SPLITS, seed=pair.seed)
+    scores = inception_score(logits, seed=pair.seed)
     if len(logits) < SPLITS * SPLIT_SIZE:
         pair.warnings.append(
             f"{len(logits)} images in {SPLITS} splits; published scores have {SPLIT_SIZE} in each, fewer give a lower one."
@@ -68,7 +74,7 @@ def _inception_score(pair: Pair) -> tuple[float, ...]:
     return scores
 
 
-Measure = Callable[[Pair], tuple[float, ...]]
+Measure = Callable[[Pair], tuple[float | None, ...]]  # None: there is no such number, of so few images
 
 
 @dataclass(frozen=True)
@@ -78,12 +84,12 @@ class FeatureSet:
     Attributes:
       size: D; None where it may be any.
       measures: names of metrics, and the function that gives them in this order.
-      published: its metrics are what papers report, so that their absence is always explained.
+      absent: why its metrics, which papers report, are not there when the samples lack it; "" for those of no paper.
     """
 
     size: int | None
     measures: Mapping[tuple[str, ...], Measure]
-    published: bool = False
+    absent: str = ""
 
 
 def suffix(name: str) -> str:
@@ -99,16 +105,23 @@ def _pooled(size: int) -> FeatureSet:
         ("precision", "recall", "density", "coverage"): _manifold,
     }
     measures = {tuple(name + end for name in group): measure for group, measure in names.items()}
-    return FeatureSet(size, measures, published=not end)
+    return FeatureSet(size, measures, "" if end else "the weights end before the 2048 features; FID needs whole ones.")
 
 
 POOLED = ("2048", "768", "192", "64")
 FEATURE_SETS = {
     **{name: _pooled(int(name)) for name in POOLED},
-    "spatial": FeatureSet(7 * 17 * 17, {("sfid",): _frechet}, published=True),
-    "logits": FeatureSet(1008, {("inception_score", "inception_score_std"): _inception_score}, published=True),
+    "spatial": FeatureSet(7 * 17 * 17, {("sfid",): _frechet}, "no spatial features were taken."),
+    "logits": FeatureSet(
+        1008,
+        {("inception_score", "inception_score_std"): _inception_score},
+        "the weights end before the classifier; the Inception score needs whole ones.",
+    ),
     "classifier": FeatureSet(None, {("cfd",): _frechet}),
 }
+PUBLISHED = tuple(
+    metric for kind in FEATURE_SETS.values() if kind.absent for group in kind.measures for metric in group
+)
 
 
 @runtime_checkable
@@ -161,9 +174,8 @@ def compare(samples: Side, reference: Side, *, seed: int = 0) -> FeatureReport:
         if name in a.gaussians or name in a.rows:
             rows, gaussians = (a.rows.get(name), b.rows.get(name)), (a.gaussians.get(name), b.gaussians.get(name))
             _measure(Pair(rows, gaussians, seed), kind, report)
-        elif kind.published:
-            names = [metric for group in kind.measures for metric in group]
-            report.missing.update(dict.fromkeys(names, f"{SIDES[0]} has no {name} features."))
+        elif kind.absent:
+            report.missing.update({metric: kind.absent for group in kind.measures for metric in group})
     return report
 
 
@@ -199,7 +211,11 @@ def _measure(pair: Pair, kind: FeatureSet, report: FeatureReport) -> None:
     for names, measure in kind.measures.items():
         pair.warnings = []
         try:
-            report.metrics.update(zip(names, measure(pair)))
+            for metric, value in zip(names, measure(pair)):
+                if value is None:
+                    report.missing[metric] = "these are too few images for it."
+                else:
+                    report.metrics[metric] = value
         except UserError as error:
             report.missing.update(dict.fromkeys(names, str(error)))
         report.warnings.extend(f"{names[0]}: {warning}" for warning in pair.warnings)

@@ -8,6 +8,7 @@ Only distances on the 2048 features are called FID.
 """
 
 import argparse
+import importlib.metadata
 import json
 import sys
 import tempfile
@@ -15,12 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.feature_metrics import POOLED, compare, suffix
+from evaluation.feature_metrics import PARAMETERS, POOLED, compare, suffix
 from evaluation.features import inception_extractor
 from evaluation.inception import load_inception
 from evaluation.references import open_reference
 from models.errors import UserError
 from models.process import use_huge_pages
+
+SEED = 0  # of KID's subsets and the Inception score's splits
+BESIDE = {True: ("sfid", "inception_score", "inception_score_std"), False: ()}  # whether features are the 2048
 
 
 def measure_distance(
@@ -42,30 +46,28 @@ def measure_distance(
     inception = load_inception(weights)
     if features not in inception.features:
         raise UserError(f"these weights give the features {', '.join(inception.features)}; choose one with --features.")
-    names = tuple(
-        name
-        for name in (features, *(("spatial", "logits") if features == "2048" else ()))
-        if name in inception.features
-    )
-    extractor = inception_extractor(inception, names)
+    wanted = (features, "spatial", "logits") if features == "2048" else (features,)
+    extractor = inception_extractor(inception, tuple(name for name in wanted if name in inception.features))
     with tempfile.TemporaryDirectory() as folder:
-        seen = a.features(extractor, Path(folder))
-    expected = b.features(extractor)
-    report = compare(seen, expected)
+        seen = a.features([extractor], Path(folder))
+    expected = b.features([extractor])
+    report = compare(seen, expected, seed=SEED)
     end = suffix(features)
     short = ("fid", "kid", "kid_std", "precision", "recall", "density", "coverage")
+    named = {name: f"{name}{end}" for name in short} | {name: name for name in BESIDE[features == "2048"]}
     speeds = [found.images_per_second for found in (seen, expected) if found.images_per_second]
     return {
         **{name: report.metrics.get(f"{name}{end}") for name in short},
         "fid": report.metrics.get("fid"),  # of the 2048 features alone
         f"fid_{features}": report.metrics.get(f"fid{end}"),
-        **{name: report.metrics[name] for name in ("sfid", "inception_score") if name in report.metrics},
-        "features": features,
+        **{name: report.metrics.get(name) for name in BESIDE[features == "2048"]},
+        "features": features, "resolution": resolution or None, "seed": SEED, "parameters": PARAMETERS,
         "a": a.name, "b": b.name, "n_a": a.count, "n_b": b.count, "a_sha256": a.sha256, "b_sha256": b.sha256,
         "images_per_second": speeds[0] if speeds else None,
         "weights_sha256": inception.sha256,
-        "missing": {name: report.missing[f"{name}{end}"] for name in short if f"{name}{end}" in report.missing},
-         "warnings": report.warnings,
+        "missing": {name: report.missing[metric] for name, metric in named.items() if metric in report.missing},
+        "warnings": report.warnings,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", "scipy")},
     }  # fmt: skip
 
 
@@ -80,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", help="file, or `download`; by default $TESSERA_WEIGHTS or an earlier download")
     parser.add_argument("--resolution", type=int, default=0, help="bring all images to this size first, as ADM does")
     options = parser.parse_args(arguments)
+    if options.resolution < 0:
+        parser.error(f"--resolution is {options.resolution}; it is a side in pixels, or 0.")
     try:
         found = measure_distance(
             options.samples, options.reference, features=options.features, weights=options.weights,

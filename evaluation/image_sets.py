@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from input_pipeline.pipeline import augmentation, middle, reader
 from input_pipeline.sources import SUFFIXES, CorruptImage, decode, open_source
 from input_pipeline.transforms import center_crop, to_channels
 from models.errors import UserError
+from models.files import Arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,44 +76,28 @@ def npz_images(path: Path) -> ImageSet:
     Raises:
       UserError: there is no such array, or it is no images.
     """
-    with open_npz(path) as file:
-        names = [name for name in ("arr_0", "images") if name in file.files] or file.files
-        if len(names) > 1 and names[0] not in ("arr_0", "images"):
-            raise UserError(f"{path} holds {', '.join(names)}; images must be `arr_0`, `images` or the only array.")
-        try:
-            images = file[names[0]]
-        except ValueError:
-            raise UserError(f"{path}: {names[0]} holds Python objects, which are not read; images are uint8.") from None
-    images = images[..., None] if images.ndim == 3 else images
+    file = Arrays(path)
+    names = [name for name in ("arr_0", "images") if name in file.names] or file.names
+    if len(names) > 1 and names[0] not in ("arr_0", "images"):
+        raise UserError(f"{path} holds {', '.join(names)}; images must be `arr_0`, `images` or the only array.")
+    images = file[names[0]]
+    grey = images.ndim == 3 and images.shape[-1] not in (1, 3)  # (h, w, 3) is one image, not h of them
+    images = images[..., None] if grey else images
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
         raise UserError(f"{path}: {names[0]} is {images.dtype} {images.shape}; images are uint8 (N, h, w, 1 or 3).")
     return ImageSet(str(path), len(images), images.__getitem__)
 
 
-def open_npz(path: Path) -> Any:
-    """An npz file, without pickled objects.
-
-    Raises:
-      UserError: it is not there, or no npz.
-    """
-    try:
-        file = np.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there; give an npz file or a folder of images.") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        raise UserError(f"{path} is no readable npz file.") from None
-    if not isinstance(file, np.lib.npyio.NpzFile) or not file.files:
-        raise UserError(f"{path} holds no arrays by name; save it with np.savez.")
-    return file
-
-
 def folder_images(path: Path) -> ImageSet:
-    """All image files below a folder, in the order of their paths.
+    """All image files below a folder, hidden ones left out, in the order of their paths.
 
     Raises:
       UserError: there are none.
     """
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(
+        file for file in path.rglob("*")
+        if file.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )  # fmt: skip
     if not files:
         raise UserError(f"{path} holds no images ({' '.join(SUFFIXES)}).")
     return ImageSet(str(path), len(files), lambda i: decode(str(files[i]), str(files[i])))
@@ -131,27 +116,37 @@ def read_labels(data: Any, split: str) -> Int[np.ndarray, "N"]:
     return np.array(labels, np.int32)
 
 
-def read_split(data: Any, split: str, most: int) -> dict[str, np.ndarray]:
-    """Images of a split in memory, prepared as for training without augmentation, and their labels.
+def spread(count: int, most: int) -> Int[np.ndarray, "n"]:
+    """Numbers below `count`, `most` of them or all, evenly spread: files often lie in the order of their classes."""
+    most = min(most, count)
+    return np.arange(most) * count // max(most, 1)
+
+
+def read_split(data: Any, split: str, most: int, *, augment: int | None = None) -> dict[str, np.ndarray]:
+    """Images of a split in memory, prepared as for training, and their labels.
 
     Args:
-      data: a config's `data` section.
+      data: a config's `data` section; as many unreadable images as it allows are left out.
       split: "train" or "test".
-      most: of more images, so many are taken, evenly spread: files often lie in the order of their classes.
+      most: of more images, so many are taken, evenly spread.
+      augment: seed of random crops, shifts and flips as in training; None takes the middle squares.
 
     Returns:
       {"image": uint8 (N, resolution, resolution, channels), "label": int32 (N,)}.
     """
     source = open_source(data, split)
-    chosen = np.arange(min(most, len(source))) * len(source) // min(most, len(source))
+    read, square, augmented = reader(source, data.corrupt_limit), middle(data), augmentation(data)
 
-    def read(i: int) -> tuple[np.ndarray, int]:
-        record = source[i]
-        return center_crop(to_channels(record["image"], data.channels), data.resolution), record["label"]
+    def prepare(i: int) -> dict[str, Any] | None:
+        record = read(i)
+        if record is None:
+            return None
+        return square(record) if augment is None else augmented(record, np.random.default_rng((augment, i)))
 
     with ThreadPoolExecutor() as threads:
-        images, labels = zip(*threads.map(read, chosen.tolist()))
-    return {"image": np.stack(images), "label": np.array(labels, np.int32)}
+        found = [record for record in threads.map(prepare, spread(len(source), most).tolist()) if record]
+    return {"image": np.stack([one["image"] for one in found]),
+            "label": np.array([one["label"] for one in found], np.int32)}  # fmt: skip
 
 
 def prepared(images: ImageSet, *, channels: int, resolution: int = 0) -> ImageSet:

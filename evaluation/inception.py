@@ -50,6 +50,12 @@ class Inception:
     features: tuple[str, ...]
 
 
+ABSENT = (
+    f"there are no weights of the Inception network; give a file such as {PUBLIC}, name it in the environment variable "
+    f"{VARIABLE}, or give the word download."
+)
+
+
 def load_inception(weights: str | Path | None = None) -> Inception:
     """The weights in a file of any format that `interop/inception.py` reads.
 
@@ -59,23 +65,22 @@ def load_inception(weights: str | Path | None = None) -> Inception:
 
     Raises UserError where there is no file, saying what to bring, or where it is not of this network.
     """
-    path = _find(weights)
+    path = find_weights(weights)
+    if path is None:
+        raise UserError(ABSENT)
     arrays = read_inception(path, SHAPES)
     features = tuple(name for name in FEATURES if name not in NEEDS or NEEDS[name] in arrays)
     return Inception({name: jnp.asarray(array) for name, array in arrays.items()}, sha256(path), features)
 
 
-def _find(weights: str | Path | None) -> Path:
+def find_weights(weights: str | Path | None = None) -> Path | None:
+    """The file that `load_inception` reads; None where nothing is named and nothing was downloaded."""
     if weights == "download":
         return public_file(PUBLIC)
     if weights := weights or os.environ.get(VARIABLE):
         return Path(weights)
-    if (cached := cache_folder() / PUBLIC).exists():
-        return cached
-    raise UserError(
-        f"there are no weights of the Inception network; give a file such as {PUBLIC}, name it in the environment "
-        f"variable {VARIABLE}, or give the word download."
-    )
+    cached = cache_folder() / PUBLIC
+    return cached if cached.exists() else None
 
 
 def resize(images: UInt8[Array | np.ndarray, "B h w 3"]) -> Float[Array, "B 299 299 3"]:

@@ -9,9 +9,11 @@ from scipy.special import entr, log_softmax
 from evaluation.statistics import check_finite
 from models.errors import UserError
 
+SPLITS = 10  # as published
+
 
 def inception_score(
-    logits: Float[np.ndarray, "N classes"] | None, splits: int = 10, *, seed: int = 0
+    logits: Float[np.ndarray, "N classes"], splits: int = SPLITS, *, seed: int = 0
 ) -> tuple[float, float]:
     """exp of the mean divergence KL(p(y|x) || p(y)), for each split of the images (1606.03498 sec. 4).
 
@@ -19,7 +21,7 @@ def inception_score(
     shuffled first, so that samples drawn class by class are not judged class by class.
 
     Args:
-      logits: of a classifier, before its softmax; None where the weights end before it.
+      logits: of a classifier, before its softmax.
       splits: number of equal parts, each with its own p(y).
       seed: of the shuffle.
 
@@ -28,10 +30,8 @@ def inception_score(
       number of classes (certain, and all classes alike).
 
     Raises:
-      UserError: no logits, some that are not finite, or fewer images than splits.
+      UserError: logits that are not finite, or fewer images than splits.
     """
-    if logits is None:
-        raise UserError("no logits: these weights end before the classifier; the Inception score needs whole ones.")
     check_finite(logits)
     if not 1 <= splits <= len(logits):
         raise UserError(f"{len(logits)} images in {splits} splits; there must be one image or more in each.")

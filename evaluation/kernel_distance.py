@@ -8,15 +8,15 @@ from jaxtyping import Float
 from evaluation.statistics import check_finite, check_sizes
 from models.errors import UserError
 
+SUBSETS, SIZE = 100, 1000  # as published
+
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Mean and standard deviation of MMD^2 over `subsets` pairs of subsets of `size` features each."""
+    """Mean and standard deviation of MMD^2 over pairs of subsets."""
 
     mean: float
-    std: float
-    subsets: int
-    size: int
+    std: float | None
 
 
 def kernel_distance(
@@ -24,15 +24,16 @@ def kernel_distance(
     reference: Float[np.ndarray, "M D2"],
     *,
     seed: int,
-    subsets: int = 100,
-    size: int = 1000,
+    subsets: int = SUBSETS,
+    size: int = SIZE,
 ) -> KernelDistance:
     """The squared maximum mean discrepancy under the kernel (x.y / D + 1)^3, averaged over subsets (1801.01401 sec. 4).
 
     Each subset takes `size` of both sets without replacement (all of the smaller set where that has fewer); the first
     subsets are the same for any number of them. The estimator is unbiased, so it is negative half of the time where the
     two distributions are one. The standard deviation is over subsets (divided by `subsets`): how far one subset's
-    distance is from the mean, not an error of the mean, as subsets overlap.
+    distance is from the mean, not an error of the mean, as subsets overlap; it is None where all subsets are the same,
+    which they are of sets that are no larger than one.
 
     Products are in float64. In float32 a subset's MMD^2 is off by up to 4e-7 for 2048 features of the size of
     Inception's, and by more for larger ones, for half the time.
@@ -54,7 +55,8 @@ def kernel_distance(
             for features in (samples, reference)
         )
         distances.append(squared_mmd(x, y))
-    return KernelDistance(float(np.mean(distances)), float(np.std(distances)), subsets, size)
+    drawn = size < max(len(samples), len(reference))
+    return KernelDistance(float(np.mean(distances)), float(np.std(distances)) if drawn else None)
 
 
 def squared_mmd(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "N D"]) -> float:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from evaluation.statistics import check_finite, check_sizes
 from models.errors import UserError
 
+NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # as published
 PAIRS = 4096  # whose differences are in memory at a time
 
 
@@ -15,8 +16,8 @@ def manifold_scores(
     samples: Float[np.ndarray, "N D"],
     reference: Float[np.ndarray, "M D2"],
     *,
-    neighbours: int = 3,
-    density_neighbours: int = 5,
+    neighbours: int = NEIGHBOURS,
+    density_neighbours: int = DENSITY_NEIGHBOURS,
     block: int = 2048,
 ) -> dict[str, float]:
     """Precision and recall (1904.06991 eq. 1 and 2), density and coverage (2002.09797 eq. 3 and 4).

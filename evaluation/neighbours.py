@@ -55,19 +55,15 @@ def _centred(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float32) - 128
 
 
-def near_copies(sets: dict[str, UInt8[np.ndarray, "_ H W C"]], train: UInt8[np.ndarray, "M H W C"]) -> dict[str, float]:
-    """The share of each set's images that lie nearer to a training image than training images lie to each other.
+def usual_distance(train: UInt8[np.ndarray, "M H W C"]) -> float:
+    """How far training images lie from each other: the median of the distance to the nearest other one."""
+    return float(np.median(nearest(train, train, exclude_self=True)[0]))
 
-    "Nearer" is below the median, over the training images, of the distance to the nearest other one. So images that the
-    training did not see, and that come from the same distribution, give about 0.5; copies give 1; what is unlike the
-    training images gives 0. Compare samples with held-out images, not with 0.
 
-    Args:
-      sets: name -> images (samples, held-out, augmented held-out), each (N, H, W, C).
-      train: the training images.
+def near_copies(images: UInt8[np.ndarray, "N H W C"], train: UInt8[np.ndarray, "M H W C"], distance: float) -> float:
+    """The share of images, in [0, 1], that lie nearer than `distance` to a training image.
 
-    Returns:
-      name -> share in [0, 1].
+    With `usual_distance`, images that the training did not see, and that come from the same distribution, give about
+    0.5; copies give 1; what is unlike the training images gives 0. Compare samples with held-out images, not with 0.
     """
-    threshold = np.median(nearest(train, train, exclude_self=True)[0])
-    return {name: float((nearest(images, train)[0] < threshold).mean()) for name, images in sets.items()}
+    return float((nearest(images, train)[0] < distance).mean())

@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.features import Extractor, Features, measure
-from evaluation.image_sets import ImageSet, folder_images, npz_images, open_npz, prepared, split_images
-from evaluation.statistics import load_statistics
+from evaluation.features import Extractor, Features, join, measure
+from evaluation.image_sets import ImageSet, folder_images, npz_images, prepared, split_images
+from evaluation.statistics import Gaussian, load_statistics
 from interop.download import sha256
 from models.errors import UserError
+from models.files import Arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,30 +36,33 @@ class Reference:
         assert self.images, "a reference has images or statistics"
         return self.images.sha256
 
+    @functools.cached_property
+    def known(self) -> dict[str, Gaussian]:
+        """The file's statistics, by features."""
+        return load_statistics(self.statistics) if self.statistics else {}
+
     @property
     def count(self) -> int | None:
-        """Images, where there are images."""
-        return self.images.count if self.images else None
+        """Images; of a file of statistics alone those that it says they are of, or None."""
+        return self.images.count if self.images else next((known.count for known in self.known.values()), None)
 
-    def features(self, extractor: Extractor, folder: Path | None = None) -> Features:
-        """What the network sees in the images, and the file's statistics instead of theirs.
+    def features(self, extractors: Sequence[Extractor], folder: Path | None = None) -> Features:
+        """What networks see in the images, and the file's statistics instead of those that it has.
 
         Args:
-          extractor: of images.
+          extractors: of images.
           folder: see `evaluation.features.measure`.
 
         Raises:
-          UserError: the images cannot be read, or the statistics are none of these features.
+          UserError: the images cannot be read, or there is nothing but statistics, and none of these features.
         """
-        found = measure(self.images, extractor, folder) if self.images else Features({}, {})
-        if not self.statistics:
-            return found
-        known, names = load_statistics(self.statistics), extractor.names
-        if not any(name in known for name in names):
-            sizes = ", ".join(f"{name} ({len(gaussian.mean)})" for name, gaussian in known.items())
+        names = [name for extractor in extractors for name in extractor.names]
+        if names and not self.images and not any(name in self.known for name in names):
+            sizes = ", ".join(f"{name} ({len(gaussian.mean)})" for name, gaussian in self.known.items())
             raise UserError(f"{self.name} holds statistics of the features {sizes}; {', '.join(names)} were asked for.")
-        gaussians = {**found.gaussians, **{name: known[name] for name in names if name in known}}
-        return dataclasses.replace(found, gaussians=gaussians)
+        found = join(measure(self.images, extractor, folder) for extractor in extractors if self.images)
+        known = {name: gaussian for name, gaussian in self.known.items() if name in names}
+        return dataclasses.replace(found, gaussians={**found.gaussians, **known})
 
 
 def open_reference(text: str, *, data: Any = None, channels: int = 3, resolution: int = 0) -> Reference:
@@ -77,9 +82,8 @@ def open_reference(text: str, *, data: Any = None, channels: int = 3, resolution
         images = split_images(data, text)
     elif path.is_dir():
         images = folder_images(path)
-    elif path.suffix == ".npz" and ":" not in text:
-        with open_npz(path) as file:
-            names = set(file.files)
+    elif path.is_file():
+        names = set(Arrays(path).names)
         if "mu" in names or any(name.startswith("mu_") for name in names):
             if not names & {"arr_0", "images"}:
                 return Reference(text, None, path)

@@ -36,8 +36,13 @@ def compute_shards(
         write_npz(shard(folder, k), **compute(k))
         progress.update(done)
     progress.close()
+    at_once(title)
+
+
+def at_once(moment: str) -> None:
+    """Wait until every process has come to this moment."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(title)
+        multihost_utils.sync_global_devices(moment)
 
 
 def read_shards(folder: Path, count: int, names: Sequence[str]) -> Iterator[Arrays]:

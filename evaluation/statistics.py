@@ -1,16 +1,16 @@
 """Mean and covariance of features, gathered block by block or read from a file, and the Frechet distance of two."""
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from models.errors import UserError
-from models.files import write_npz
+from models.files import Arrays, write_npz
 
 BLOCK = 8192  # rows in float64 at a time
 TOLERANCE = 1e-6  # of a covariance's norm: what a square root may miss before a distance warns
@@ -35,13 +35,13 @@ class Statistics:
     scatter: Float[np.ndarray, "D D"]
 
     @classmethod
-    def of(cls, features: Float[np.ndarray, "N D"]) -> "Statistics":
-        """The statistics of a block of features; N may be 0.
+    def of(cls, features: Float[np.ndarray, "N D"], title: str = "features") -> "Statistics":
+        """The statistics of a block of features, called `title` in what is said of them; N may be 0.
 
         Raises:
           UserError: a feature is not finite.
         """
-        check_finite(features)
+        check_finite(features, title)
         blocks = (features[i : i + BLOCK] for i in range(0, max(len(features), 1), BLOCK))
         return reduce(merge, map(cls._of_block, blocks))
 
@@ -97,13 +97,13 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     return Statistics(count, a.mean + delta * share, scatter)
 
 
-def save_statistics(path: Path, sets: Mapping[str, Statistics | Gaussian]) -> None:
-    """Write the statistics of feature sets (name -> statistics) as an npz file that `load_statistics` reads.
+def save_statistics(path: Path, sets: Mapping[str, Statistics | Gaussian], **others: np.ndarray | float) -> None:
+    """Write the statistics of feature sets (name -> statistics), and others beside, as an npz that `load_statistics` reads.
 
     The 2048 features are `mu`, `sigma`, `n` and the spatial ones `mu_s`, `sigma_s`, `n_s`, as other programs have them;
     any other set is `mu_NAME`, `sigma_NAME`, `n_NAME`.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = dict(others)
     for name, statistics in sets.items():
         suffix = SUFFIXES.get(name, f"_{name}")
         arrays |= {f"mu{suffix}": statistics.mean, f"sigma{suffix}": statistics.covariance}
@@ -122,31 +122,29 @@ def load_statistics(path: Path) -> dict[str, Gaussian]:
     Raises:
       UserError: no such file, not an npz, without statistics, or with some that are no mean and covariance.
     """
-    if not path.is_file():
-        raise UserError(f"no statistics at {path}; an npz file with mu and sigma is needed.")
-    try:
-        file = np.load(path)
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no npz file; one with mu and sigma is needed.") from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise UserError(f"{path} holds one array; an npz file with mu and sigma is needed.")
-    sets = {}
-    with file:
-        for suffix in [name.removeprefix("mu") for name in file.files if name == "mu" or name.startswith("mu_")]:
-            if f"sigma{suffix}" not in file:
-                raise UserError(f"{path} holds mu{suffix} without sigma{suffix}; both are needed.")
-            mean, covariance = (file[f"{key}{suffix}"].astype(np.float64) for key in ("mu", "sigma"))
-            if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
-                raise UserError(
-                    f"mu{suffix} {mean.shape} and sigma{suffix} {covariance.shape} in {path} are no mean (D,) and "
-                    f"covariance (D, D)."
-                )
-            if not np.isfinite(mean).all() or not np.isfinite(covariance).all():
-                raise UserError(f"mu{suffix} or sigma{suffix} in {path} is not finite; gather the statistics again.")
-            count = int(file[f"n{suffix}"]) if f"n{suffix}" in file else None
-            sets[_set_name(suffix, len(mean))] = Gaussian(mean, covariance, count)
-        if not sets:
-            raise UserError(f"{path} holds {', '.join(sorted(file.files)[:8])} and no mu and sigma.")
+    file, sets = Arrays(path), {}
+    for suffix in [name.removeprefix("mu") for name in file.names if name == "mu" or name.startswith("mu_")]:
+        if f"sigma{suffix}" not in file.names:
+            raise UserError(f"{path} holds mu{suffix} without sigma{suffix}; both are needed.")
+        mean, covariance = file[f"mu{suffix}"], file[f"sigma{suffix}"]
+        if (
+            mean.ndim != 1
+            or covariance.shape != 2 * mean.shape
+            or {mean.dtype.kind, covariance.dtype.kind} - set("fiu")
+        ):
+            raise UserError(
+                f"mu{suffix} {mean.dtype} {mean.shape} and sigma{suffix} {covariance.dtype} {covariance.shape} in {path} "
+                f"are no mean (D,) and covariance (D, D)."
+            )
+        mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
+        if not np.isfinite(mean).all() or not np.isfinite(covariance).all():
+            raise UserError(f"mu{suffix} or sigma{suffix} in {path} is not finite; gather the statistics again.")
+        count = file[f"n{suffix}"] if f"n{suffix}" in file.names else None
+        if count is not None and (count.size != 1 or count.dtype.kind not in "iu"):
+            raise UserError(f"n{suffix} in {path} is {count.dtype} {count.shape}; it is one whole number, of images.")
+        sets[_set_name(suffix, len(mean))] = Gaussian(mean, covariance, None if count is None else int(count.item()))
+    if not sets:
+        raise UserError(f"{path} holds {', '.join(sorted(file.names)[:8])} and no mu and sigma.")
     return sets
 
 

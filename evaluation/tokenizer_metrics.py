@@ -28,7 +28,7 @@ def judge_reconstructions(
       lpips: "vgg" and "alex" -> weights as from `tokenizer.perceptual.load_lpips`; what is not there is not measured.
 
     Returns:
-      metrics: of psnr (dB; inf as soon as one image is perfect), ssim, ms_ssim, lpips_vgg and lpips_alex those that can
+      metrics: of psnr (dB; missing as soon as one image is perfect), ssim, ms_ssim, lpips_vgg and lpips_alex those that can
         be measured.
       missing: the others -> why not.
 
@@ -56,7 +56,11 @@ def judge_reconstructions(
                 missing[name] = str(error)
     if not images:
         raise UserError("there are no reconstructions to judge; give at least one image.")
-    return {name: total / images for name, total in sums.items() if name not in missing}, missing
+    found = {name: total / images for name, total in sums.items() if name not in missing}
+    if np.isinf(found["psnr"]):
+        del found["psnr"]
+        missing["psnr"] = "an image came back without any error, and its PSNR is infinite."
+    return found, missing
 
 
 def perceptual_metric(network: str, weights: Mapping[str, Array]) -> Metric:

@@ -46,8 +46,8 @@ def image_batches(
     records = grain.MapDataset.range(len(source)).seed(seed)
     if repeat:
         records = records.shuffle().repeat(None)
-    records = records.map(_reader(source, data.corrupt_limit))
-    records = records.random_map(_augmentation(data)) if augment else records.map(_middle(data))
+    records = records.map(reader(source, data.corrupt_limit))
+    records = records.random_map(augmentation(data)) if augment else records.map(middle(data))
     ahead = not source.in_memory or data.resolution > SMALL
     return process_batches(records, batch_size, drop_remainder=repeat, ahead=ahead, whole=whole).map(_normalised)
 
@@ -73,7 +73,7 @@ def process_batches(
     return share.to_iter_dataset(threads if ahead else AT_ONCE).batch(batch_size, drop_remainder=drop_remainder)
 
 
-def _reader(source: Source, corrupt_limit: int) -> Callable[[int], dict[str, Any] | None]:
+def reader(source: Source, corrupt_limit: int) -> Callable[[int], dict[str, Any] | None]:
     """Record i of the source, or None where its image is corrupt and no more than the limit have been."""
     corrupt: set[str] = set()
     lock = threading.Lock()
@@ -99,7 +99,8 @@ def _reader(source: Source, corrupt_limit: int) -> Callable[[int], dict[str, Any
     return read
 
 
-def _augmentation(data: Any) -> Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]:
+def augmentation(data: Any) -> Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]:
+    """A record of the source at random as the config's `data` section says: crop, shift and flip."""
     # Reading a field of a ConfigDict takes microseconds: once here, not once an image.
     resolution, channels, shift, flip = data.resolution, data.channels, data.shift, data.flip
     low, high = map(float, data.crop_scale)
@@ -121,7 +122,8 @@ def _augmentation(data: Any) -> Callable[[dict[str, Any], np.random.Generator], 
     return transform
 
 
-def _middle(data: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def middle(data: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A record's middle square at the config's resolution."""
     resolution, channels = data.resolution, data.channels
 
     def transform(record: dict[str, Any]) -> dict[str, Any]:

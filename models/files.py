@@ -3,12 +3,16 @@
 import json
 import math
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from models.errors import UserError
 
 
 @contextmanager
@@ -26,7 +30,7 @@ def atomically(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file."""
     with atomically(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,3 +50,30 @@ def write_npz(path: Path, **arrays: Any) -> None:
     """Write a whole npz file."""
     with atomically(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
+
+
+class Arrays:
+    """An npz file that a user brought: its arrays are read one by one, and never as pickled objects.
+
+    Raises:
+      UserError: it is not there, or no npz, or (on reading) an array is damaged or holds Python objects.
+    """
+
+    def __init__(self, path: str | Path):
+        try:
+            file = np.load(path)
+        except FileNotFoundError:
+            raise UserError(f"{path} is not there; give an npz file.") from None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            raise UserError(f"{path} is no readable npz file; save it with np.savez.") from None
+        if not isinstance(file, np.lib.npyio.NpzFile) or not file.files:
+            raise UserError(f"{path} holds no arrays by name; save it with np.savez.")
+        self.path, self.file, self.names = path, file, tuple(file.files)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            return self.file[name]
+        except ValueError:
+            raise UserError(f"{self.path}: {name} holds Python objects, which are not read.") from None
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+            raise UserError(f"{self.path}: {name} is damaged; bring the file again.") from None

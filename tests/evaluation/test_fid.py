@@ -56,6 +56,9 @@ def test_the_last_line_says_what_was_measured(weights, sides, capsys, features):
     assert found["images_per_second"] > 0
     assert len(found["weights_sha256"]) == 64
     assert all(np.isfinite(found[name]) for name in ("kid", "precision", "recall", "density", "coverage"))
+    assert found["parameters"]["kid"] == {"subsets": 100, "size": 1000}
+    assert found["resolution"] is None
+    assert found["versions"]["jax"]
     # 12 and 9 images are too few for either covariance: said in the line and on the screen.
     assert any(w.startswith(f"fid_{features}: 12 samples are too few") for w in found["warnings"])
     assert f"warning: fid_{features}: 12 samples are too few" in err
@@ -74,6 +77,9 @@ def test_statistics_stand_for_images_in_a_distance_and_nowhere_else(weights, sid
     assert found["kid"] is None
     assert "only the statistics" in found["missing"]["kid"]
     assert found["n_b"] is None
+    np.savez(tmp_path / "counted.npz", mu=mean, sigma=covariance, n=500)
+    assert fid.main([sides[0], str(tmp_path / "counted.npz"), "--features=64", f"--weights={weights}"]) == 0
+    assert last_line(capsys)[0]["n_b"] == 500
 
 
 def test_a_dataset_is_named_by_its_split(weights, sides, capsys):
@@ -126,13 +132,3 @@ def test_bad_input_is_one_line_and_exit_code_2(weights, sides, tmp_path, capsys,
     assert lines[0].startswith("error: ")
     assert re.search(message, lines[0]), lines[0]
     assert "code was run" not in captured.out
-
-
-@pytest.mark.slow
-def test_real_features_of_real_images(shared, cifar10, tmp_path, capsys):
-    np.savez(tmp_path / "a.npz", cifar10[:500])
-    np.savez(tmp_path / "b.npz", images=cifar10[500:1000])
-    weights = next((shared / "data" / "weights").glob("*.npz"))
-    line = [str(tmp_path / "a.npz"), str(tmp_path / "b.npz"), "--features=768", f"--weights={weights}"]
-    assert fid.main(line) == 0
-    assert last_line(capsys)[0]["fid_768"] == pytest.approx(0.29681, abs=5e-4)

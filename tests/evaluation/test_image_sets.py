@@ -1,11 +1,12 @@
 """Sets of images: npz files, folders, datasets; the same pixels have the same name wherever they lie."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.image_sets import folder_images, npz_images, prepared, read_labels, read_split, split_images
-from evaluation.references import Dataset
+from evaluation.image_sets import folder_images, npz_images, prepared, read_labels, read_split, split_images, spread
 from models.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -18,7 +19,7 @@ def save(path, **arrays):
 
 
 def folder_of(path, images):
-    path.mkdir()
+    path.mkdir(parents=True)
     for n, image in enumerate(images):
         Image.fromarray(image).save(path / f"{n}.png")
     return path
@@ -66,6 +67,7 @@ def test_mixed_sizes_are_refused_and_can_be_brought_to_one(tmp_path):
         ({"a": IMAGES, "b": IMAGES}, "arr_0"),
         ({"arr_0": IMAGES.astype(np.float32)}, "uint8"),
         ({"arr_0": IMAGES[0, 0]}, "uint8"),
+        ({"arr_0": IMAGES[0]}, r"uint8 \(6, 5, 3\)"),  # one image is not six grey ones
         ({"arr_0": IMAGES[:0]}, "uint8"),
         ({"arr_0": np.array([{"code": 1}])}, "Python objects"),
     ],
@@ -90,11 +92,41 @@ def test_what_is_not_there_or_empty_is_refused(tmp_path):
         folder_images(folder).block(0, 7)
 
 
-def test_fewer_images_of_a_split_are_spread_over_it():
-    class Data(Dataset):
-        channels, resolution = 1, 16
+def test_damaged_arrays_and_hidden_files(tmp_path):
+    path = save(tmp_path / "a.npz", arr_0=IMAGES)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="arr_0 is damaged"):
+        npz_images(path)
+    folder = folder_of(tmp_path / "b", IMAGES)
+    (folder / ".thumbs").mkdir()
+    for name in ("._0.png", ".thumbs/0.png"):
+        (folder / name).write_bytes((folder / "0.png").read_bytes())
+    assert folder_images(folder).count == len(IMAGES)
 
-    data = Data("digits", "")
+
+def test_evenly_spread():
+    assert spread(10, 4).tolist() == [0, 2, 5, 7]
+    assert spread(3, 5).tolist() == [0, 1, 2]
+    assert spread(0, 5).tolist() == []
+
+
+def dataset(**fields):
+    """The digits, as a config's `data` section says it."""
+    defaults = {
+        "channels": 1,
+        "resolution": 16,
+        "corrupt_limit": 0,
+        "crop_scale": (1.0, 1.0),
+        "shift": 0,
+        "flip": False,
+    }
+    return SimpleNamespace(name="digits", path="", classes=0, **defaults | fields)
+
+
+def test_fewer_images_of_a_split_are_spread_over_it():
+    data = dataset()
     everything, few = read_split(data, "train", 10_000), read_split(data, "train", 100)
     count = split_images(data, "train").count
     assert everything["image"].shape == (count, 16, 16, 1)
@@ -102,3 +134,27 @@ def test_fewer_images_of_a_split_are_spread_over_it():
     chosen = np.arange(100) * count // 100
     np.testing.assert_array_equal(few["image"], everything["image"][chosen])
     np.testing.assert_array_equal(few["label"], everything["label"][chosen])
+
+
+def test_augmented_images_are_the_same_ones_augmented():
+    plain, mirrored = (read_split(dataset(flip=True), "test", 40, augment=augment) for augment in (None, 0))
+    np.testing.assert_array_equal(plain["label"], mirrored["label"])
+    flipped = (mirrored["image"] == plain["image"][:, :, ::-1]).all((1, 2, 3))
+    same = (mirrored["image"] == plain["image"]).all((1, 2, 3))
+    assert (flipped | same).all()
+    assert 10 < flipped.sum() < 30
+    again = read_split(dataset(flip=True), "test", 40, augment=0)
+    np.testing.assert_array_equal(again["image"], mirrored["image"])
+
+
+def test_as_many_unreadable_images_as_the_config_allows_are_left_out(tmp_path):
+    for n, images in enumerate([IMAGES[:3], IMAGES[3:4], IMAGES[4:5], IMAGES[5:6]]):
+        for split in ("train", "test"):
+            folder_of(tmp_path / split / f"{n}", images)
+    (tmp_path / "test" / "0" / "1.png").write_bytes(b"text")
+    data = dataset(channels=3, resolution=4, corrupt_limit=1)
+    data.name, data.path = "folder", str(tmp_path)
+    assert read_split(data, "test", 100)["label"].tolist() == [0, 0, 1, 2, 3]
+    data.corrupt_limit = 0
+    with pytest.raises(UserError, match=r"1\.png is corrupt"):
+        read_split(data, "test", 100)

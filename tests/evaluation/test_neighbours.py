@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from evaluation.neighbours import near_copies, nearest
+from evaluation.neighbours import near_copies, nearest, usual_distance
 
 
 def brute_force(queries, references, exclude_self=False):
@@ -71,14 +71,15 @@ def test_exclude_self_needs_the_same_images(digits):
 def test_near_copies_of_digits(digits, noise):
     images, _, held_out = digits
     train = images[~held_out]
-    shares = near_copies({"copies": train[::7], "held out": images[held_out], "noise": noise}, train)
-    assert shares["copies"] == 1
-    assert 0.35 < shares["held out"] < 0.65
-    assert shares["noise"] == 0
+    distance = usual_distance(train)
+    assert near_copies(train[::7], train, distance) == 1
+    assert 0.35 < near_copies(images[held_out], train, distance) < 0.65
+    assert near_copies(noise, train, distance) == 0
 
 
 def test_near_is_nearer_than_the_median_training_image():
     # On a line at 0, 1, 3, 6, 10: the nearest others are 1, 1, 2, 3, 4 away, their median is 2.
     train = np.array([0, 1, 3, 6, 10], np.uint8).reshape(-1, 1, 1, 1)
     samples = np.array([11, 12, 13, 8], np.uint8).reshape(-1, 1, 1, 1)  # 1, 2, 3 and 2 away
-    assert near_copies({"samples": samples}, train) == {"samples": 1 / 4}
+    assert usual_distance(train) == pytest.approx(2 / 255)
+    assert near_copies(samples, train, usual_distance(train)) == 1 / 4

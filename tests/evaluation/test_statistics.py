@@ -115,6 +115,10 @@ def test_the_layout_of_adm(tmp_path):
         ({"mu": np.zeros(3)}, "without sigma"),
         ({"mu": np.zeros(3), "sigma": np.zeros((3, 4))}, r"\(3, 4\)"),
         ({"mu": np.array([0.0, np.nan]), "sigma": np.eye(2)}, "not finite"),
+        ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "no mean"),
+        ({"mu": np.array([{"code": 1}]), "sigma": np.eye(1)}, "Python objects"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "n": np.array([1, 2])}, "one whole number"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "n": np.array("many")}, "one whole number"),
     ],
 )
 def test_files_that_are_no_statistics(tmp_path, arrays, message):
@@ -124,13 +128,13 @@ def test_files_that_are_no_statistics(tmp_path, arrays, message):
 
 
 def test_files_that_are_no_npz(tmp_path):
-    with pytest.raises(UserError, match="no statistics at"):
+    with pytest.raises(UserError, match="is not there"):
         load_statistics(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("mu")
-    with pytest.raises(UserError, match="no npz"):
+    with pytest.raises(UserError, match="no readable npz"):
         load_statistics(tmp_path / "text.npz")
     np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(UserError, match="one array"):
+    with pytest.raises(UserError, match="no arrays by name"):
         load_statistics(tmp_path / "one.npy")
 
 
