@@ -61,7 +61,7 @@ def convolution(
 def _form(size: tuple[int, ...], stride: int, height: int) -> Callable[..., Array]:
     if stride == 2:
         return windows
-    return winograd if size == (3, 3) and height >= TILED else _instruction
+    return winograd if size == (3, 3) and stride == 1 and height >= TILED else _instruction
 
 
 def _instruction(x: Array, kernel: Array, stride: int, pads: tuple[tuple[int, int], ...]) -> Array:

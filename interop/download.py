@@ -39,7 +39,7 @@ TIMEOUT = 60  # seconds without an answer
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $XDG_CACHE_HOME or ~/.cache, /tessera."""
+    """Where downloads and features of references are kept: $XDG_CACHE_HOME or ~/.cache, /tessera."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessera"
 
 

@@ -103,7 +103,7 @@ def _filled(shape: tuple[int, ...], dtype: _Dtype, raw: bytes | bytearray, order
 
 
 class _Numpy:
-    """What a pickle may call, as bound methods: nothing can be set on them."""
+    """All that a pickle may call. It can hang attributes on them, which nothing reads, and change none of what they do."""
 
     def reconstruct(self, subtype: Any, shape: Any, code: Any) -> _Array:
         return _Array()
