@@ -65,7 +65,7 @@ METRICS = {
     ),
     "kid": Metric(
         "KID", "distribution", LOWER,
-        "Squared kernel distance of features; unbiased, so good for few samples.", "{:.5f}",
+        "Squared kernel distance of features; unbiased, so good for few samples.", "{:.6f}",
     ),
     "precision": Metric(
         "Precision", "distribution", HIGHER,
