@@ -94,23 +94,25 @@ def test_misspelt_command_is_one_line_that_says_what_would_be_right(misspelt, mi
 
 @pytest.fixture(scope="module")
 def mistakes(tmp_path_factory, images):
-    """Results of commands that need no trained workdir."""
+    """Results of commands that need no trained workdir, each with a workdir of its name."""
     root = tmp_path_factory.mktemp("mistakes")
     (root / "file").touch()
     (root / "empty").mkdir()
     folder = overrides("data.name=folder stages=('tokenizer',) data.shift=0")
     commands = {
-        "dataset": [f"--workdir={root}/5", "--job=train", *overrides("data.name=digitz")],
-        "no images": [f"--workdir={root}/6", "--job=train", *folder, f"--config.data.path={root}/empty"],
-        "cut image": [f"--workdir={root}/7", "--job=train", *overrides(TINY), *folder, f"--config.data.path={images}",
+        "dataset": ["--job=train", *overrides("data.name=digitz")],
+        "no images": ["--job=train", *folder, f"--config.data.path={root}/empty"],
+        "cut image": ["--job=train", *overrides(TINY), *folder, f"--config.data.path={images}",
                       "--config.training.tokenizer.steps=4"],
-        "stride": [f"--workdir={root}/8", "--job=train", *overrides("data.resolution=15")],
-        "workdir": [f"--workdir={root}/file/9", "--job=train"],
-        "lpips": [f"--workdir={root}/10", "--job=train", *overrides(f"losses.lpips_weights={root}/lpips.npz")],
-        "no run": [f"--workdir={root}/11", "--job=sample"],
-        "batch": [f"--workdir={root}/12", "--job=train", *overrides(f"{TINY} training.tokenizer.accumulate=3")],
+        "stride": ["--job=train", *overrides("data.resolution=15")],
+        "file/workdir": ["--job=train"],
+        "lpips": ["--job=train", *overrides(f"losses.lpips_weights={root}/lpips.npz")],
+        "no run": ["--job=sample"],
+        "no run to follow": ["--job=evaluate", "--follow"],
+        "batch": ["--job=train", *overrides(f"{TINY} training.tokenizer.accumulate=3")],
     }  # fmt: skip
-    return run_all(commands)
+    results = run_all({name: [f"--workdir={root / name}", *arguments] for name, arguments in commands.items()})
+    return results, root
 
 
 @pytest.mark.slow
@@ -121,25 +123,29 @@ def mistakes(tmp_path_factory, images):
         ("no images", ["empty", ".png", "one folder a class"]),
         ("cut image", ["3.png", "corrupt", "data.corrupt_limit"]),
         ("stride", ["15", "stride 2", "14 or 16"]),
-        ("workdir", ["file/9", "cannot be written"]),
+        ("file/workdir", ["file/workdir", "cannot be written"]),
         ("lpips", ["lpips.npz", "https://", "python -m interop.lpips"]),
-        ("no run", ["/11", "holds no run"]),
+        ("no run", ["/no run", "holds no run"]),
+        ("no run to follow", ["/no run to follow", "holds no run"]),
         ("batch", ["batch_size 8", "3"]),
     ],
 )
 def test_mistake_is_one_line_that_says_what_would_be_right(mistakes, mistake, parts):
-    assert_error(mistakes[mistake], *parts)
+    assert_error(mistakes[0][mistake], *parts)
 
 
-def test_refused_commands_leave_no_workdir_that_looks_like_a_run(tmp_path):
-    assert_error(run(f"--workdir={tmp_path}/run", "--job=train", "--config.data.resolution=15"), "stride")
-    assert not list(tmp_path.rglob("config.json"))
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", ["dataset", "no images", "stride", "no run", "no run to follow"])
+def test_refused_command_leaves_no_workdir_that_looks_like_a_run(mistakes, mistake):
+    results, root = mistakes
+    assert results[mistake].returncode == 2
+    assert not (root / mistake / "config.json").exists()
 
 
 @pytest.fixture(scope="module")
 def on_a_run(tmp_path_factory):
     """Results of commands on a workdir trained for one step."""
-    workdir = tmp_path_factory.mktemp("run") / "w"
+    workdir, empty = tmp_path_factory.mktemp("run") / "w", tmp_path_factory.mktemp("empty")
     trained = run(f"--workdir={workdir}", "--job=train", *overrides(TINY))
     assert trained.returncode == 0, trained.stderr
     demo = f"--config={ROOT}/configs/digits.py"
@@ -148,6 +154,8 @@ def on_a_run(tmp_path_factory):
         "class": [f"--workdir={workdir}", "--job=sample", "--config.sample.classes=(3,10)"],
         "other width": [f"--workdir={workdir}", "--job=sample", demo, *overrides(other)],
         "override": [f"--workdir={workdir}", "--job=train", "--config.tokenizer.quantizer.codes=32"],
+        "reference": [f"--workdir={workdir}", "--job=evaluate", "--reference=tset"],
+        "empty reference": [f"--workdir={workdir}", "--job=search", f"--reference={empty}"],
         "sample": [f"--workdir={workdir}", "--job=sample"],
     }
     return {"trained": trained, **run_all(commands)}
@@ -162,6 +170,12 @@ def test_class_that_the_model_does_not_know(on_a_run):
 def test_config_that_does_not_fit_the_workdir_is_refused_by_name(on_a_run):
     assert_error(on_a_run["other width"], "generator.width=16", "32", "--workdir")
     assert_error(on_a_run["override"], "tokenizer.quantizer.codes=16", "32", "--workdir")
+
+
+@pytest.mark.slow
+def test_reference_that_is_none(on_a_run):
+    assert_error(on_a_run["reference"], "tset", "is not there", "cifar10:test")
+    assert_error(on_a_run["empty reference"], "empty", "holds no images")
 
 
 @pytest.mark.slow
