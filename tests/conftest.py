@@ -10,6 +10,7 @@ CACHE = Path(tempfile.gettempdir()) / f"tessera-jax-cache-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # for subprocesses too
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+PUBLIC_WEIGHTS = os.environ.pop("TESSERA_WEIGHTS", None)  # a test that wants them asks for the fixture
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tessera-cache-")  # no feature of an earlier run is found
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -32,8 +33,22 @@ def shared():
 
 
 @pytest.fixture(scope="session")
-def cifar10(shared, tmp_path_factory):
-    """CIFAR-10's test images, uint8 (10000, 32, 32, 3), in their published order where it matters."""
+def public_weights():
+    """The public Inception file, where $TESSERA_WEIGHTS names it."""
+    if not PUBLIC_WEIGHTS:
+        pytest.skip("TESSERA_WEIGHTS does not name the public file")
+    return Path(PUBLIC_WEIGHTS).absolute()
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(shared, tmp_path_factory):
+    """CIFAR-10 as train.npz and test.npz."""
     folder = tmp_path_factory.mktemp("cifar10")
     subprocess.run([sys.executable, shared / "data" / "get.py", "cifar10", folder], check=True, capture_output=True)
-    return np.load(folder / "test.npz")["images"]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar10(cifar10_folder):
+    """CIFAR-10's test images, uint8 (10000, 32, 32, 3), in their published order where it matters."""
+    return np.load(cifar10_folder / "test.npz")["images"]

@@ -1,18 +1,18 @@
-import importlib
 import io
-import os
-import sys
 import types
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fidelity import load_network
 from PIL import Image
-from scipy import linalg
 
+from evaluation.fid import measure_distance
 from evaluation.inception import FEATURES, inception_features, load_inception, resize
 from evaluation.inception_network import SHAPES
+from evaluation.statistics import Statistics, frechet_distance
 from models.errors import UserError
 
 WEIGHTS = "inception_fid_2015_to_mixed_6e.npz"
@@ -51,26 +51,23 @@ def test_resize_is_that_of_tensorflow_1(reference):
 def test_frechet_distances_of_real_images(real, cifar10):
     found = [features(real.params, cifar10[start : start + 50], ("64", "192", "768")) for start in range(0, 1000, 50)]
     for name, distance in {"64": 0.02530, "192": 0.16386, "768": 0.29681}.items():
-        halves = np.split(np.concatenate([batch[name] for batch in found]).astype(np.float64), 2)
-        (mean, other_mean), (cov, other_cov) = ([f(half) for half in halves] for f in (lambda x: x.mean(0), covariance))
-        root = linalg.sqrtm(cov @ other_cov).real
-        frechet = ((mean - other_mean) ** 2).sum() + np.trace(cov + other_cov - 2 * root)
-        assert frechet == pytest.approx(distance, abs=5e-4)
-
-
-def covariance(x):
-    return np.cov(x, rowvar=False)
+        halves = np.split(np.concatenate([batch[name] for batch in found]), 2)
+        measured = frechet_distance(*(Statistics.of(half) for half in halves))
+        assert measured.value == pytest.approx(distance, abs=5e-4)
 
 
 def test_each_feature_is_computed_as_deep_as_it_needs(real):
     """Later layers' weights are not looked at: their numbers may be missing from the parameters."""
-    images = np.full((1, 20, 30, 3), 77, np.uint8)
+    images = jax.ShapeDtypeStruct((1, 20, 30, 3), jnp.uint8)
     last = {"64": "Conv2d_2b_3x3", "192": "Conv2d_4a_3x3", "spatial": "Mixed_6d", "768": "Mixed_6e"}
     names = list(SHAPES)
     for name, layer in last.items():
         end = max(number for number, key in enumerate(names) if key.startswith(layer))
         enough = {key: real.params[key] for key in names[: end + 1]}
-        assert list(inception_features(enough, images, (name,))) == [name]
+        traced = partial(inception_features, wanted=(name,))
+        assert list(jax.eval_shape(traced, enough, images)) == [name]
+        with pytest.raises(KeyError, match=layer):
+            jax.eval_shape(traced, {key: enough[key] for key in names[:end]}, images)
 
 
 def test_a_word_that_is_no_feature_or_that_the_weights_do_not_reach(real):
@@ -85,7 +82,6 @@ def test_a_word_that_is_no_feature_or_that_the_weights_do_not_reach(real):
 
 def test_weights_are_looked_for_where_the_documentation_says(shared, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("TESSERA_WEIGHTS", raising=False)
     with pytest.raises(UserError, match=r"give a file such as pt_inception-2015-12-05-6726825d.pth.* TESSERA_WEIGHTS"):
         load_inception()
     path = shared / "data" / "weights" / WEIGHTS
@@ -102,17 +98,8 @@ def test_weights_are_looked_for_where_the_documentation_says(shared, tmp_path, m
 
 @pytest.fixture(scope="module")
 def fidelity():
-    """The module of torch-fidelity that defines the network; the package itself also wants torchvision."""
-    pytest.importorskip("torch", reason="the network to compare with is torch's")
-    spec = importlib.util.find_spec("torch_fidelity")
-    if spec is None:
-        pytest.skip("the network to compare with is torch-fidelity's")
-    package = types.ModuleType("torch_fidelity")
-    package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["torch_fidelity"] = package
-    yield importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    for name in [name for name in sys.modules if name.startswith("torch_fidelity")]:
-        del sys.modules[name]
+    """The module of torch-fidelity that defines the network."""
+    return load_network()
 
 
 THEIRS = {"64": "64", "192": "192", "768": "768", "2048": "2048", "logits": "logits_unbiased"}
@@ -194,13 +181,20 @@ def test_the_comparison_would_see_the_pooling_of_other_inceptions(mistake, whole
 
 
 @pytest.mark.public_weights
-def test_the_public_weights_give_what_tensorflow_gave(shared):
-    if not os.environ.get("TESSERA_WEIGHTS"):
-        pytest.skip("TESSERA_WEIGHTS does not name the public file")
-    weights = load_inception()
+def test_the_public_weights_give_what_tensorflow_gave(shared, public_weights):
+    weights = load_inception(public_weights)
     with np.load(shared / "parity" / "inception" / "tf_pool3.npz") as file:
         for number, pool3 in enumerate(file["pool3"]):
             image = np.asarray(Image.open(io.BytesIO(file[f"jpeg_{number}"].tobytes())).convert("RGB"))
             ours = features(weights.params, image[None], ("2048",))["2048"][0]
             # Another JPEG decoder moves the features by a few percent.
             assert np.linalg.norm(ours - pool3) < 0.05 * np.linalg.norm(pool3)
+
+
+@pytest.mark.slow
+@pytest.mark.public_weights
+def test_the_public_weights_give_the_known_fid_of_cifar10(cifar10_folder, public_weights):
+    train, test = (str(cifar10_folder / f"{split}.npz") for split in ("train", "test"))
+    found = measure_distance(train, test, features="2048", weights=str(public_weights), resolution=0)
+    assert (found["n_a"], found["n_b"]) == (50_000, 10_000)
+    assert found["fid"] == pytest.approx(3.15, abs=0.02)
