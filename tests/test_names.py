@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(
-    path for path in ROOT.rglob("*.py") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
-)
+# A folder of the repository is a package, or holds the tests; a virtual environment or a build is neither.
+FOLDERS = [path.parent for path in ROOT.glob("*/__init__.py")] + [ROOT / "tests"]
+FILES = sorted(path for paths in (ROOT.glob("*.py"), *(folder.rglob("*.py") for folder in FOLDERS)) for path in paths)
 
 
 def undefined(source: str) -> set[str]:

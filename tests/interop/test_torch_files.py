@@ -149,7 +149,6 @@ def test_a_file_that_is_cut_short_is_refused(save):
 
 def test_a_legacy_file_that_promises_more_than_it_has_takes_no_memory(tmp_path):
     path = tmp_path / "file.pth"
-    torch.save(torch.zeros(2**31 - 1, dtype=torch.int8)[:0].clone(), path, _use_new_zipfile_serialization=False)
     torch.save(torch.zeros(200), path, _use_new_zipfile_serialization=False)
     huge = path.read_bytes().replace(
         b"K\xc8N", b"\x8a\x05\x00\x00\x00\x00\x7fN"
