@@ -13,11 +13,17 @@ def looker(images, labels, **how):
     return Extractor(classifier, classifier.params, ("classifier",), key="", batch_size=500)
 
 
-def test_it_learns_digits(digits):
+@pytest.fixture(scope="module")
+def seen(digits):
+    """What a classifier of the digits sees in those held out."""
     images, labels, held_out = digits
-    found = looker(images[~held_out], labels[~held_out], seed=0, epochs=30)(images[held_out])
-    assert found["class"].shape == (held_out.sum(),)
-    assert (found["class"] == labels[held_out]).mean() >= 0.985
+    return looker(images[~held_out], labels[~held_out], seed=0, epochs=30)(images[held_out])
+
+
+def test_it_learns_digits(digits, seen):
+    _, labels, held_out = digits
+    assert seen["class"].shape == (held_out.sum(),)
+    assert (seen["class"] == labels[held_out]).mean() >= 0.985
 
 
 def hardly_trained(digits, seed):
@@ -35,10 +41,9 @@ def test_it_is_the_same_for_the_same_seed(digits, noise, hardly):
     assert (hardly_trained(digits, seed=4)(noise)["classifier"] != hardly(noise)["classifier"]).any()
 
 
-def test_features_tell_classes_apart_and_are_averages_over_positions(digits):
-    images, labels, held_out = digits
-    see = looker(images[~held_out], labels[~held_out], seed=0, epochs=8)
-    features = see(images[held_out])["classifier"]
+def test_features_tell_classes_apart_and_are_averages_over_positions(digits, seen):
+    _, labels, held_out = digits
+    features = seen["classifier"]
     assert features.shape == (held_out.sum(), 128)
     means = np.stack([features[labels[held_out] == label].mean(0) for label in range(10)])
     nearest = ((features[:, None] - means) ** 2).sum(-1).argmin(1)

@@ -5,8 +5,6 @@ import pytest
 
 from evaluation.convolutions import TILED, convolution
 
-SIZES = [(1, 1), (3, 3), (5, 5), (1, 7), (7, 1), (1, 3), (3, 1)]
-
 
 def definition(x, kernel, stride, same):
     """A convolution by its definition, in float64."""
@@ -18,11 +16,27 @@ def definition(x, kernel, stride, same):
     return np.einsum("bhwiyx,yxio->bhwo", windows, kernel)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+SMALL, TALL, ODD = (9, 12), (TILED, TILED + 1), (TILED + 3, TILED)  # even and odd sides, for what cuts or tiles them
+CASES = [  # kernel, stride, image
+    ((1, 1), 1, SMALL),  # a matrix product
+    ((3, 3), 1, (TILED - 1, TILED)),  # the one instruction
+    ((5, 5), 1, SMALL),
+    ((1, 7), 1, TALL),
+    ((7, 1), 1, SMALL),
+    ((1, 3), 1, SMALL),
+    ((3, 3), 1, TALL),  # Winograd's
+    ((3, 3), 1, ODD),
+    ((3, 3), 2, SMALL),  # windows
+    ((3, 3), 2, TALL),
+    ((1, 1), 2, SMALL),
+    ((5, 3), 2, SMALL),
+    ((3, 3), 3, TALL),  # the instruction again
+]
+
+
 @pytest.mark.parametrize("same", [True, False])
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("shape", [(9, 12), (TILED, TILED + 1), (TILED + 3, TILED)])
-def test_every_form_is_the_definition(shape, size, same, stride):
+@pytest.mark.parametrize(("size", "stride", "shape"), CASES)
+def test_every_form_is_the_definition(size, stride, shape, same):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *shape, 5)).astype(np.float32)
     kernel = rng.normal(size=(*size, 5, 4)).astype(np.float32)

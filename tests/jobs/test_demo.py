@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jobs import demo, extract, sample, train
+from jobs import demo, extract, sample
 from jobs.workdir import check_same, flat, prepare, read_config
 from models.errors import UserError
 from training.metrics import read_metrics
@@ -130,19 +130,6 @@ def test_interrupted_extraction_is_made_whole(workdir, tmp_path):
     extract.run(read_config(copy), copy)
     assert (copy / "tokens/test/tokens.array_record").read_bytes() == record
     assert not (copy / "tokens/test.tmp").exists()
-
-
-def test_damaged_last_checkpoint_is_trained_again(workdir, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(workdir, copy)
-    newest = copy / "generator" / "checkpoints" / "6"
-    wanted = (newest / "checksums" / "metadata").read_text()
-    file = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    file.write_bytes(b"")
-    train.run(read_config(copy), copy)
-    assert newest.name == "6"
-    assert (newest / "checksums" / "metadata").read_text() == wanted
-    assert not file.exists() or file.stat().st_size > 0
 
 
 @pytest.mark.parametrize(

@@ -122,11 +122,6 @@ def undisturbed(tmp_path_factory):
     return workdir
 
 
-def test_the_same_command_gives_the_same_run(undisturbed, tmp_path):
-    finish(start(tmp_path / "w"))
-    assert_same_run(undisturbed, tmp_path / "w")
-
-
 def test_run_that_was_asked_to_stop_goes_on(undisturbed, tmp_path):
     workdir = tmp_path / "w"
     for stage in STAGES:
