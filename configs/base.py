@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
                 "step": -1,  # the generator's checkpoint; -1: the newest
                 "follow": False,  # evaluate every new checkpoint until training has ended
                 "samples": 50_000,  # generated images that are judged
-                "batch_size": 250,  # images a program; what an interrupted evaluation loses at most (another value samples anew)
+                "batch_size": 250,  # images a program; what an interrupted evaluation loses; another value samples anew
                 "class_counts": "balanced",  # balanced | dataset: as often as in the training images
                 "reference": "train",  # train | test | folder of images | npz of images | npz of statistics
                 "inception": "",  # weights: file | download; "": $TESSERA_WEIGHTS, else what was downloaded, else none

@@ -36,7 +36,7 @@ section { margin-top: 3.5rem; padding-top: 1.4rem; border-top: 1px solid var(--r
 .scroll + .note { margin-top: 1rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; margin-top: 1.6rem; font-size: .9rem; color: var(--soft); }
 
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 1.5rem 1.2rem; margin: 2.2rem 0; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); gap: 1.5rem 1.2rem; margin: 2.2rem 0; }
 .figures div { border-top: 2px solid var(--ink); padding-top: .55rem; display: flex; flex-direction: column-reverse;
   justify-content: flex-end; }
 .figures dt { font-size: .85rem; line-height: 1.35; color: var(--soft); }
