@@ -10,7 +10,7 @@ from evaluation.features import Extractor
 
 def looker(images, labels, **how):
     classifier = fit(images, labels, classes=int(labels.max()) + 1, **how)
-    return Extractor(classifier, classifier.params, ("classifier",), key="", batch_size=500)
+    return Extractor(classifier, classifier.params, ("classifier",), weights="", batch_size=500)
 
 
 @pytest.fixture(scope="module")
