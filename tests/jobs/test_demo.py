@@ -18,7 +18,7 @@ SUMMARY = {
     "generator_loss_nats_per_token", "class_accuracy", "classifier_accuracy_real",
     "near_copy_share", "near_copy_share_real", "distinct_samples", "wall_seconds", "images_per_second_sampling",
 }  # fmt: skip
-LOCK = ".lock"  # of those who write to eval/; a lock that is deleted is none
+LOCK = ".lock"  # of who writes to eval/; it stays, because a lock file that is deleted keeps nobody out
 
 
 def snapshot(folder):
