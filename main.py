@@ -20,7 +20,7 @@ from models.process import use_huge_pages
 
 JOBS = ("demo", "train", "extract", "sample", "evaluate", "search", "report")
 SHORT = {"reference": "evaluation.reference", "follow": "evaluation.follow"}  # flags that stand for config fields
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 DEMO = str(ROOT / "configs" / "digits.py")
 
 flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> by default.")
@@ -58,11 +58,17 @@ def choose_config(job: str, workdir: Path) -> ConfigDict:
         config = run.complete(run.read_config(workdir), base.get_config())
     else:
         config = flag.value
-        config.experiment = config_flags.get_config_filename(flag).removeprefix(f"{ROOT}/")
+        config.experiment = experiment(config_flags.get_config_filename(flag))
     config.update_from_flattened_dict(config_flags.get_override_values(flag))
     given = {field: flags.FLAGS[name].value for name, field in SHORT.items()}
     config.update_from_flattened_dict({field: value for field, value in given.items() if value is not None})
     return run.prepare(config, workdir, write=job in ("demo", "train"))
+
+
+def experiment(name: str) -> str:
+    """What --config names, in words that hold in any folder: from this file's folder on, or, elsewhere, from the root on."""
+    path, colon, argument = name.partition(":")
+    return f"{Path(path).resolve()}{colon}{argument}".removeprefix(f"{ROOT}/")
 
 
 def default_workdir() -> str:

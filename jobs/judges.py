@@ -47,7 +47,7 @@ class Judges:
       inception: its features; None where there are no weights.
       classifier: its classes and features; None where the config wants no training images, or no epochs.
       heldout: images that the tokenizer is judged with, {"image": uint8 (N, H, W, C), "label": int32 (N,)}.
-      augmented: the same images, augmented as in training, uint8 (N, H, W, C).
+      augmented: the same images, augmented as in training, uint8 (N, H, W, C); None where `train` is.
       train: images among which copies are looked for, like `heldout`; None where the config wants none.
       lpips: network -> file of its weights.
     """
@@ -56,7 +56,7 @@ class Judges:
     inception: Extractor | None
     classifier: Extractor | None
     heldout: dict[str, np.ndarray]
-    augmented: UInt8[np.ndarray, "N H W C"]
+    augmented: UInt8[np.ndarray, "N H W C"] | None
     train: dict[str, np.ndarray] | None
     lpips: dict[str, str]
 
@@ -79,9 +79,15 @@ class Judges:
     @functools.cached_property
     def images(self) -> dict[str, Any]:
         """Count and hash of the images, by what they are for."""
-        sets = {"heldout": self.heldout} | ({"training": self.train} if self.train else {})
-        return {name: {"count": len(images["image"]), "sha256": image_set(name, images["image"]).sha256}
-                for name, images in sets.items()}  # fmt: skip
+        sets = {"heldout": self.originals}
+        if self.train:
+            sets["training"] = image_set("training images", self.train["image"])
+        return {name: {"count": images.count, "sha256": images.sha256} for name, images in sets.items()}
+
+    @functools.cached_property
+    def originals(self) -> ImageSet:
+        """The held-out images, hashed once."""
+        return image_set("held-out images", self.heldout["image"])
 
     @functools.cached_property
     def usual_distance(self) -> float:
@@ -92,6 +98,7 @@ class Judges:
     @functools.cached_property
     def real_copies(self) -> dict[str, float]:
         """The share of real images that nobody copied and yet lie near a training image, plain and augmented."""
+        assert self.augmented is not None
         return {"near_copy_share_real": self.copies(self.heldout["image"]),
                 "near_copy_share_real_augmented": self.copies(self.augmented)}  # fmt: skip
 
@@ -124,7 +131,7 @@ def call_judges(config: ConfigDict, workdir: Path) -> Judges:
         inception=inception,
         classifier=find_classifier(config, workdir, train) if train and options.classifier_epochs else None,
         heldout=read_split(data, "test", options.heldout),
-        augmented=read_split(data, "test", options.heldout, augment=config.seed)["image"],
+        augmented=read_split(data, "test", options.heldout, augment=config.seed)["image"] if train else None,
         train=train,
         lpips={name: options[f"lpips_{name}"] for name in ("vgg", "alex") if options[f"lpips_{name}"]},
     )
@@ -166,7 +173,7 @@ def judge_tokenizer(config: ConfigDict, workdir: Path, judges: Judges) -> record
     warnings: list[str] = []
     if judges.inception:
         seen = measure(image_set("reconstructions", made["images"]), judges.inception, folder / "features")
-        real = measure(image_set("held-out images", heldout), judges.inception)
+        real = measure(judges.originals, judges.inception)
         for name in (name for name in judges.inception.names if name in POOLED):
             distance = frechet_distance(seen.gaussians[name], real.gaussians[name])
             metrics[f"rfid{suffix(name)}"] = distance.value

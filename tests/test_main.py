@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from main import experiment
+
 ROOT = Path(__file__).parent.parent
 TINY = (
     "tokenizer.channels=4 tokenizer.latent_channels=8 tokenizer.quantizer.codes=16 tokenizer.quantizer.width=4 "
@@ -17,6 +19,14 @@ TINY = (
     "training.tokenizer.steps=1 training.tokenizer.batch_size=8 training.generator.steps=1 "
     "training.generator.batch_size=8"
 )
+
+
+def test_an_experiment_is_named_so_that_any_folder_finds_it(tmp_path, monkeypatch):
+    assert experiment(str(ROOT / "configs" / "digits.py")) == "configs/digits.py"
+    monkeypatch.chdir(ROOT / "configs")
+    assert experiment("cifar10.py:size=S") == "configs/cifar10.py:size=S"
+    monkeypatch.chdir(tmp_path)
+    assert experiment("mine.py:a=b:c") == f"{tmp_path.resolve()}/mine.py:a=b:c"
 
 
 def overrides(text):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from evaluation.image_sets import spread
 from evaluation.report.evaluations import Evaluation, measured, sampling
 from evaluation.report.markup import (
     Html,
@@ -152,7 +153,7 @@ def samples(title: str, run: Run) -> Html:
     classes = np.unique(labels)
     rows = len(labels) >= FEW * len(classes)
     each = IMAGES if rows else min(FEW, int(np.unique(labels, return_counts=True)[1].max()))
-    shown = spread(classes, CLASSES if rows else TILES // each)
+    shown = classes[spread(len(classes), CLASSES if rows else TILES // each)]
     tiles = {label: class_tiles(images, labels, label, each) for label in shown.tolist()}
     if rows:
         content = [part for label, found in tiles.items()
@@ -167,11 +168,6 @@ def samples(title: str, run: Run) -> Html:
     lead = f"{order}, not picked: the first of {len(images):,} in {run.samples.source}, {side}{how and f'; {how}'}."
     which = class_count(len(shown), len(classes), run.samples.classes)
     return section(title, grid, lead=f"{lead}{which and f' {which}.'}")
-
-
-def spread(values: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of them, evenly taken."""
-    return values[np.arange(min(most, len(values))) * len(values) // min(most, len(values))]
 
 
 def class_tiles(images: np.ndarray, labels: np.ndarray, label: int, most: int) -> list[Html]:
