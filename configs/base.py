@@ -58,6 +58,8 @@ def get_config() -> ConfigDict:
                 "blocks": 2,  # residual blocks a level
                 "latent_channels": 256,  # between the networks and the codes
                 "attention": True,  # at the lowest resolution
+                "groups": 0,  # of the group norms; 0: 4 channels a group, 32 groups at most
+                "projection": 1,  # side of the convolutions between the networks and the codes
                 "dtype": "float32",  # float32 | bfloat16, of the arithmetic
                 "quantizer": {
                     "name": "vector",
@@ -86,20 +88,34 @@ def get_config() -> ConfigDict:
             },
             "generator": {
                 "name": "autoregressive",
-                "layout": "raster",
+                "layout": "raster",  # raster | scales
                 "head": "categorical",
+                "condition": {"name": "class"},  # class | text
                 "width": 768,
                 "depth": 12,
                 "heads": 12,
                 "kv_heads": 0,  # heads of keys and values (grouped-query attention); 0: as many as heads
                 "mlp": 0,  # hidden width; 0: 8/3 of width, rounded up to a multiple of 256
-                "qk_norm": False,  # RMSNorm of queries and keys
+                "activation": "swiglu",  # swiglu | gelu, of the MLP
+                "norm": "rms",  # rms | adaptive | adaptive_shared: layer norms that the condition scales, shifts and gates
+                "qk_norm": "none",  # none | rms | l2, of queries and keys
+                "attention_scale": 1.0,  # of the scores, in head width ** -0.5
+                "bias": False,  # in the products
+                "position": "rotary",  # rotary | learned
                 "rotate_condition": False,  # by the identity; False: the condition's queries and keys are 0, as LlamaGen's
                 "init_std": 0.02,  # of all weights but the head's, which are 0; small models want about width ** -0.5
+                "init_residual": 1.0,  # factor on the weights that end a residual branch
+                "init_gates": 1e-3,  # factor on the weights of adaptive norms' gates
                 "dropout": 0.1,  # of embeddings and residual branches
+                "drop_path": 0.0,  # share of images that skip a branch of the last layer; less in those before
                 "label_dropout": 0.1,  # share of labels replaced by "no class", for guidance
                 "dtype": "float32",  # float32 | bfloat16, of the arithmetic
                 "remat": "none",  # none | dots | full: what the backward pass computes anew
+            },
+            "objective": {  # progressive training: later scales count later
+                "until": 0.0,  # share of the steps from which all count; 0: all from the start
+                "first": 4,  # the last scale that counts from the start, from 0
+                "ramp": 0.005,  # share of the steps over which a new scale's weight rises
             },
             "training": {
                 "tokenizer": stage(),
@@ -111,8 +127,9 @@ def get_config() -> ConfigDict:
                 "top_k": 0,  # 0 keeps all codes
                 "top_p": 1.0,  # 1 keeps all codes
                 "guidance_scale": 2.0,  # unconditional + scale * (conditional - unconditional); 1 is off
-                "guidance_schedule": "constant",  # constant | linear | cosine, over the positions
-                "guidance_interval": (0.0, 1.0),  # guide only there, as shares of the positions
+                "guidance_schedule": "constant",  # constant | linear | cosine, over the positions, or scales
+                "guidance_interval": (0.0, 1.0),  # guide only there, as shares of the positions, or scales
+                "smooth": False,  # of scales: mix the codes, for smoother pictures that are no samples of the model
             },
             "sample": {
                 "count": 100,  # images

@@ -31,7 +31,7 @@ def small(config: ConfigDict) -> None:
         save_every=400,
     )  # fmt: skip
     config.generator.update(
-        width=192, depth=6, heads=6, mlp=512, qk_norm=True, rotate_condition=True, init_std=0.07
+        width=192, depth=6, heads=6, mlp=512, qk_norm="rms", rotate_condition=True, init_std=0.07
     )  # fmt: skip
     config.training.generator = base.stage(
         steps=2400, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
         save_every=300,
     )  # fmt: skip
     config.generator.update(
-        width=192, depth=6, heads=6, mlp=512, qk_norm=True, rotate_condition=True, init_std=0.07
+        width=192, depth=6, heads=6, mlp=512, qk_norm="rms", rotate_condition=True, init_std=0.07
     )  # fmt: skip
     config.training.generator = base.stage(
         steps=1200, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,

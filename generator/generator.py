@@ -1,28 +1,53 @@
 """The generator: layout, conditioning, transformer and head put together."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from generator.conditioning import ClassCondition
+from generator.conditioning import CONDITIONS, Captions
 from generator.heads import HEADS
-from generator.layouts import LAYOUTS
+from generator.layouts import LAYOUTS, SequenceLayout
 from models.errors import UserError, unknown
-from models.layers import DTYPES, Embedding, dropout
+from models.layers import DTYPES, Embedding, Initializer, Linear, dropout
 from models.masks import Visibility
 from models.modules import Params, unstack
+from models.registry import build
 from models.rotary import rotary_table
 from models.sharding import constrain
-from models.tokens import Tokens, TokenSpec
-from models.transformer import REMATERIALISATION, Cache, Transformer, mlp_width
+from models.tokens import TokenSpec
+from models.transformer import (
+    MLPS,
+    NORMS,
+    QK_NORMS,
+    REMATERIALISATION,
+    Architecture,
+    Cache,
+    Modulations,
+    Slots,
+    Transformer,
+    swiglu_width,
+)
+
+Condition = Int[Array, "B"] | Captions
+Inputs = Int[Array, "B n K"] | Float[Array, "B n F"]  # what feeds the slots: ids, or features of the scales before
+POSITIONS = ("rotary", "learned")
+
+
+class Context(NamedTuple):
+    """What a condition decides for every call of `extend`."""
+
+    visibility: Visibility
+    modulations: Modulations
 
 
 class Generator(nnx.Module):
-    """An autoregressive model of a tokenizer's tokens (LlamaGen, arXiv:2406.06525, with its defaults).
+    """An autoregressive model of a tokenizer's tokens; its defaults are LlamaGen's (arXiv:2406.06525).
 
     Two calls: `logits` for training (teacher forcing, all slots at once), `extend` for sampling.
     """
@@ -35,12 +60,21 @@ class Generator(nnx.Module):
         width: int,
         depth: int,
         heads: int,
+        condition: Mapping[str, Any] = {"name": "class"},
         kv_heads: int = 0,
         mlp: int = 0,
-        qk_norm: bool = False,
+        activation: str = "swiglu",
+        norm: str = "rms",
+        qk_norm: str = "none",
+        attention_scale: float = 1.0,
+        bias: bool = False,
+        position: str = "rotary",
         rotate_condition: bool = False,
         init_std: float = 0.02,
+        init_residual: float = 1.0,
+        init_gates: float = 1e-3,
         dropout: float = 0.1,
+        drop_path: float = 0.0,
         label_dropout: float = 0.1,
         layout: str = "raster",
         head: str = "categorical",
@@ -49,8 +83,11 @@ class Generator(nnx.Module):
         scan_layers: bool = True,
         rngs: nnx.Rngs,
     ):
-        for kind, name, table in (("layout", layout, LAYOUTS), ("head", head, HEADS), ("dtype", dtype, DTYPES),
-                                  ("rematerialisation policy", remat, REMATERIALISATION)):  # fmt: skip
+        for kind, name, table in (
+            ("layout", layout, LAYOUTS), ("head", head, HEADS), ("dtype", dtype, DTYPES), ("activation", activation, MLPS),
+            ("norm", norm, NORMS), ("qk_norm", qk_norm, QK_NORMS), ("position", position, POSITIONS),
+            ("rematerialisation policy", remat, REMATERIALISATION),
+        ):  # fmt: skip
             if name not in table:
                 raise unknown(kind, name, table)
         kv_heads = kv_heads or heads
@@ -58,58 +95,110 @@ class Generator(nnx.Module):
             raise UserError(f"generator: width {width} with {heads} heads and {kv_heads} key heads does not work; a head "
                             "must be width / heads = a multiple of 4 wide, and kv_heads must divide heads.")  # fmt: skip
         compute, init = DTYPES[dtype], nnx.initializers.normal(init_std)
-        self.spec, self.layout, self.dropout = spec, LAYOUTS[layout](spec), dropout
+        shared: dict[str, Any] = {"init": init, "dtype": compute, "rngs": rngs}
+        of_classes = {"classes": classes} if condition["name"] == "class" else {}
+        self.spec, self.dropout = spec, dropout
+        self.condition = build(
+            "condition", CONDITIONS, condition, width=width, dropout=label_dropout, **of_classes, **shared
+        )
+        self.layout = LAYOUTS[layout](spec, self.condition.entries)
+        if self.layout.feed == "tokens":
+            self.tokens = Embedding(sum(spec.sizes), width, **shared)
+        else:
+            self.features = Linear(spec.width, width, (None, "embed"), bias=bias, **shared)
         self.head_dim, self.nowhere = width // heads, float(rotate_condition)
-        self.condition = ClassCondition(classes, width, dropout=label_dropout, init=init, dtype=compute, rngs=rngs)
-        self.tokens = Embedding(sum(spec.sizes), width, init=init, dtype=compute, rngs=rngs)
+        self.positions = LearnedPositions(self.layout, width, **shared) if position == "learned" else None
         self.transformer = Transformer(
-            width, depth, heads, kv_heads=kv_heads, hidden=mlp or mlp_width(width), qk_norm=qk_norm, dropout=dropout,
-            remat=remat, scan_layers=scan_layers, init=init, dtype=compute, rngs=rngs,
+            Architecture(
+                width=width, depth=depth, heads=heads, kv_heads=kv_heads, mlp=mlp or swiglu_width(width),
+                activation=activation, norm=norm, qk_norm=qk_norm, attention_scale=attention_scale, bias=bias,
+                dropout=dropout, drop_path=drop_path, remat=remat, init=init, init_residual=init_residual,
+                init_gates=init_gates, dtype=compute,
+            ), scan_layers=scan_layers, rngs=rngs,
         )  # fmt: skip
-        self.head = HEADS[head](width, spec.sizes, dtype=compute, rngs=rngs)
+        self.head = HEADS[head](width, spec.sizes, bias=bias, dtype=compute, rngs=rngs)
 
-    def embed(self, ids: Int[Array, "B n K"]) -> Float[Array, "B n D"]:
-        """Input embedding of tokens: the sum over the sub-codes, each with rows of its own."""
+    def embed(self, inputs: Inputs) -> Float[Array, "B n D"]:
+        """What feeds slots, in the model's width: for ids the sum over the sub-codes, each with rows of its own."""
+        if self.layout.feed == "features":
+            return self.features(inputs)
         offsets = np.cumsum((0, *self.spec.sizes[:-1]))
-        return self.tokens(ids + offsets).sum(axis=-2)
+        return self.tokens(inputs + offsets).sum(axis=-2)
 
-    def outputs(
-        self, tokens: Tokens, labels: Int[Array, "B"], *, key: jax.Array | None = None
-    ) -> Float[Array, "B T V"]:
-        """The head's outputs at every slot, each fed with the true tokens before it; `key` turns dropout on."""
-        known = jnp.concatenate([self.condition(labels), self.embed(tokens.ids)], axis=1)
-        entries = ClassCondition.entries
-        source = np.where(self.layout.source < 0, -1 - self.layout.source, entries + self.layout.source)
+    def start(self, condition: Condition) -> Float[Array, "B n D"]:
+        """What feeds the slots of the condition."""
+        return take_slots(self.condition(condition), -1 - self.layout.source[: self.layout.conditions])
+
+    def place(self, x: Float[Array, "B n D"], slots: Slots) -> tuple[Float[Array, "B n D"], Any]:
+        """Inputs with learned positions added, and the slots' table of rotary ones, where there are such."""
+        if self.positions is not None:
+            return x + self.positions(slots), None
+        position = self.layout.position[slots] if isinstance(slots, np.ndarray) else jnp.asarray(self.layout.position)[slots]
+        return x, rotary_table(position, self.head_dim, self.nowhere)
+
+    def outputs(self, inputs: Inputs, condition: Condition, *, key: jax.Array | None = None) -> Float[Array, "B N V"]:
+        """The head's outputs for every token, each slot fed with the truth before it; `key` turns dropout on."""
+        layout = self.layout
+        known = [self.start(condition), take_slots(self.embed(inputs), layout.source[layout.conditions :])]
         keys = (None, None) if key is None else jax.random.split(key)
-        x = dropout(take_slots(known, source), self.dropout, keys[0])
-        x = constrain(x, ("batch", "sequence", None))
-        table = rotary_table(self.layout.position, self.head_dim, self.nowhere)
-        return self.head(self.transformer(x, table, self.layout.visibility, key=keys[1]))
+        x = dropout(jnp.concatenate(known, axis=1), self.dropout, keys[0])
+        x, table = self.place(constrain(x, ("batch", "sequence", None)), np.arange(layout.slots))
+        visibility = self.condition.visibility(condition, layout.visibility)
+        hidden = self.transformer(x, table, visibility, self.vector(condition), key=keys[1])
+        return self.head(take_slots(hidden, layout.predicting))
 
-    def logits(self, tokens: Tokens, labels: Int[Array, "B"]) -> Float[Array, "B T V"]:
-        """Teacher-forced logits: row t is about token `layout.target[t]`, without dropout."""
-        return self.outputs(tokens, labels)
+    def vector(self, condition: Condition) -> Float[Array, "B D"] | None:
+        """The condition as what adaptive norms follow."""
+        return self.condition(condition)[:, 0] if self.transformer.last_modulation is not None else None
+
+    def logits(self, inputs: Inputs, condition: Condition) -> Float[Array, "B N V"]:
+        """Teacher-forced logits of every token, without dropout.
+
+        Args:
+          inputs: what the layout is fed with: the tokens' ids (B, N, K), or the tokenizer's `scale_inputs` of them.
+          condition: what is asked for.
+        """
+        return self.outputs(inputs, condition)
 
     def loss(
-        self, tokens: Tokens, labels: Int[Array, "B"], *, key: jax.Array | None = None
+        self,
+        inputs: Inputs,
+        ids: Int[Array, "B N K"],
+        condition: Condition,
+        *,
+        weight: Float[Array, "N"] | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Mean cross-entropy in nats per token; `key` turns dropout and the dropping of labels on."""
+        """Mean cross-entropy in nats per token; `key` turns dropout and the dropping of conditions on.
+
+        Args:
+          inputs: as of `logits`.
+          ids: the tokens.
+          condition: what they are of.
+          weight: of every token, beside the layout's own.
+          key: of dropout.
+        """
         if key is not None:
-            label_key, key = jax.random.split(key)
-            labels = self.condition.drop(labels, label_key)
-        outputs = self.outputs(tokens, labels, key=key)
-        targets = tokens.ids[:, self.layout.target]
-        weight = self.layout.weight * (self.layout.target >= 0)
-        loss = (self.head.loss(outputs, targets) * weight).mean(axis=0).sum() / weight.sum()
-        hits = (outputs.argmax(axis=-1) == targets[..., 0]).mean()
+            condition_key, key = jax.random.split(key)
+            condition = self.condition.drop(condition, condition_key)
+        outputs = self.outputs(inputs, condition, key=key)
+        own = self.layout.weight[self.layout.predicting]
+        losses = self.head.loss(outputs, ids).mean(axis=0) * own
+        loss = (losses if weight is None else losses * weight).sum() / own.sum()
+        hits = (outputs.argmax(axis=-1) == ids[..., 0]).mean()
         return loss, {"loss": loss, "token_accuracy": hits}
 
     def init_cache(self, batch: int) -> list[Cache]:
         """An empty cache for every slot of the layout."""
         return self.transformer.init_cache(batch, self.layout.slots)
 
+    def context(self, condition: Condition) -> Context:
+        """What `extend` must know of the condition, the same in every call. Needs `scan_layers=False`."""
+        visibility = self.condition.visibility(condition, self.layout.visibility)
+        return Context(visibility, self.transformer.modulations(self.vector(condition)))
+
     def extend(
-        self, cache: list[Cache], inputs: Float[Array, "B n D"], slots: Int[Array, "B n"]
+        self, cache: list[Cache], inputs: Float[Array, "B n D"], slots: Slots, context: Context, *, read: int | None = None
     ) -> tuple[Float[Array, "B n V"], list[Cache]]:
         """The one incremental call: outputs of n slots of each row, given the cache of the slots before.
 
@@ -118,21 +207,38 @@ class Generator(nnx.Module):
 
         Args:
           cache: `init_cache`, or what the last call gave back.
-          inputs: what feeds the slots: `condition(labels)`, `embed(ids)`.
-          slots: which slots, int32; rows may be at different places.
+          inputs: what feeds the slots: `start(condition)`, `embed(...)`.
+          slots: which slots, int32: (B, n), as rows may be at different places, or (n,), consecutive and the same for all;
+            numpy's are known to the compiler.
+          context: of the condition.
+          read: slots of the cache that are looked at, the first ones; None is all.
         """
-        table = rotary_table(jnp.asarray(self.layout.position)[slots], self.head_dim, self.nowhere)
-        times = jnp.asarray(self.layout.visibility.q_time)[slots]
-        visibility = self.layout.visibility._replace(q_time=times)
-        batch = lambda column: jnp.broadcast_to(column, (slots.shape[0], self.layout.slots))  # noqa: E731
-        visibility = Visibility(times, batch(visibility.k_start), batch(visibility.k_end))
-        hidden, cache = self.transformer.extend(cache, inputs, table, visibility, slots)
+        x, table = self.place(inputs, slots)
+        whole = context.visibility
+        time = whole.q_time[slots] if isinstance(slots, np.ndarray) else jnp.asarray(whole.q_time)[slots]
+        visibility = Visibility(time, whole.k_start[..., :read], whole.k_end[..., :read])
+        hidden, cache = self.transformer.extend(cache, x, table, visibility, slots, context.modulations)
         return self.head(hidden), cache
+
+
+class LearnedPositions(nnx.Module):
+    """Embeddings of every slot, of its time, and of the slots that the condition feeds, summed (VAR)."""
+
+    def __init__(self, layout: SequenceLayout, width: int, *, init: Initializer, dtype: DTypeLike, rngs: nnx.Rngs):
+        def table(rows: int) -> nnx.Param:
+            return nnx.Param(init(rngs.params(), (rows, width)), axes=("slots", "embed"))
+
+        self.slots, self.levels, self.start = table(layout.slots), table(len(layout.groups)), table(layout.conditions)
+        self.layout, self.dtype = layout, dtype
+
+    def __call__(self, slots: Slots) -> Float[Array, "*B n D"]:
+        rows = self.slots[...] + self.levels[...][self.layout.time]
+        return rows.at[: len(self.start[...])].add(self.start[...]).astype(self.dtype)[slots]
 
 
 def take_slots(x: Float[Array, "B S D"], indices: Int[np.ndarray, "T"]) -> Float[Array, "B T D"]:
     """x[:, indices] for static indices: a slice where they are consecutive, whose gradient is no scatter."""
-    if (np.diff(indices) == 1).all():
+    if len(indices) and (np.diff(indices) == 1).all():
         return x[:, indices[0] : indices[-1] + 1]
     return x[:, indices]
 

@@ -14,9 +14,11 @@ from models.layers import Linear
 class Categorical(nnx.Module):
     """One softmax over the V codes, from float32 logits; zero weights at first, so that the loss starts at ln V."""
 
-    def __init__(self, width: int, sizes: tuple[int, ...], *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, width: int, sizes: tuple[int, ...], *, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         (size,) = sizes  # factorised codes need a head of their own
-        self.projection = Linear(width, size, ("embed", "vocab"), init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+        self.projection = Linear(
+            width, size, ("embed", "vocab"), bias=bias, init=nnx.initializers.zeros, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return self.projection(hidden).astype(jnp.float32)

@@ -8,10 +8,11 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from models import masks
-from models.tokens import TokenSpec
+from models.errors import UserError
+from models.tokens import Grid, Scales, TokenSpec
 
 Column = Int[np.ndarray, "T"]
 
@@ -21,14 +22,17 @@ class SequenceLayout:
     """Static columns over the T slots of a sequence.
 
     Attributes:
-      source: what feeds the slot: token n as n >= 0, entry c of the condition as -1 - c.
-      target: the token that is predicted from the slot, -1 for none.
+      feed: what feeds the slots beside the condition: "tokens", or "features" of the scales before.
+      source: what feeds the slot: entry n of the feed as n >= 0, entry c of the condition as -1 - c.
+      target: the token that is predicted from the slot, -1 for none; all tokens in order.
       position: (row, column) (T, 2) of what feeds the slot, -1 for the condition.
-      time: slots of equal time are computed in the same call of the model; non-decreasing.
+      time: slots of equal time are computed in the same call of the model; non-decreasing from 0. The slots that the
+        condition feeds are those of time 0.
       visibility: who attends to whom.
       weight: the slot's share in the loss.
     """
 
+    feed: str
     source: Column
     target: Column
     position: Int[np.ndarray, "T 2"]
@@ -41,18 +45,72 @@ class SequenceLayout:
         """T, the length of the sequence."""
         return len(self.source)
 
+    @property
+    def predicting(self) -> Int[np.ndarray, "N"]:
+        """The slots that predict tokens."""
+        return np.flatnonzero(self.target >= 0).astype(np.int32)
 
-def raster(spec: TokenSpec) -> SequenceLayout:
-    """Next-token prediction row by row: [condition, token 0, ..., token N - 2] predicts [token 0, ..., token N - 1]."""
-    count = spec.positions
-    order = np.arange(count, dtype=np.int32)
-    previous = order - 1
-    row, column = np.divmod(previous, spec.shape.width)
-    position = np.where(previous[:, None] < 0, -1, np.stack([row, column], axis=-1))
+    @property
+    def conditions(self) -> int:
+        """Number of slots that the condition feeds; they are the first."""
+        return int((self.source < 0).sum())
+
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """(start, stop) of the slots of every time."""
+        cuts = np.flatnonzero(np.diff(self.time, prepend=-1)).tolist()
+        return list(zip(cuts, [*cuts[1:], self.slots]))
+
+    @property
+    def progress(self) -> Float[np.ndarray, "N"]:
+        """When every token is predicted, from 0 to 1; what guidance schedules follow."""
+        return self.time[self.predicting] / max(int(self.time[-1]), 1)
+
+
+def raster(spec: TokenSpec, entries: int) -> SequenceLayout:
+    """Next-token prediction row by row: [condition, token 0, ..., token N - 2] predicts [token 0, ..., token N - 1].
+
+    Tokens are predicted from the condition's last entry on; the entries before it are computed with it.
+    """
+    if not isinstance(spec.shape, Grid):
+        raise UserError("the layout 'raster' is for tokens on one grid; those of several scales need the layout 'scales'.")
+    slots = np.arange(entries + spec.positions - 1, dtype=np.int32)
+    target = slots - (entries - 1)
+    fed = slots - entries
+    row, column = np.divmod(fed, spec.shape.width)
     return SequenceLayout(
-        source=previous, target=order, position=position.astype(np.int32), time=order, visibility=masks.causal(count),
+        feed="tokens",
+        source=np.where(fed < 0, -1 - slots, fed),
+        target=np.maximum(target, -1),
+        position=np.where(fed[:, None] < 0, -1, np.stack([row, column], axis=-1)).astype(np.int32),
+        time=np.maximum(target, 0),
+        visibility=masks.causal(len(slots)),
+        weight=np.ones(len(slots), np.float32),
+    )
+
+
+def scales(spec: TokenSpec, entries: int) -> SequenceLayout:
+    """Next-scale prediction (VAR, arXiv:2404.02905): a grid a call, each from what the coarser ones have drawn so far.
+
+    The first grid is fed by the condition alone; a token sees its own grid and those before.
+    """
+    if not isinstance(spec.shape, Scales) or entries != 1:
+        raise UserError("the layout 'scales' is for tokens of several scales and a condition of one entry, such as a class; "
+                        "other tokens and captions take the layout 'raster'.")  # fmt: skip
+    grids, count = spec.shape.grids, spec.positions
+    first = grids[0].positions
+    slots = np.arange(count, dtype=np.int32)
+    time = np.repeat(np.arange(len(grids), dtype=np.int32), [grid.positions for grid in grids])
+    cells = [np.stack(np.divmod(np.arange(grid.positions), grid.width), axis=-1) for grid in grids]
+    return SequenceLayout(
+        feed="features",
+        source=np.where(slots < first, -1, slots - first),
+        target=slots,
+        position=np.where(time[:, None] == 0, -1, np.concatenate(cells)).astype(np.int32),
+        time=time,
+        visibility=masks.grouped(time),
         weight=np.ones(count, np.float32),
-    )  # fmt: skip
+    )
 
 
-LAYOUTS: dict[str, Callable[..., SequenceLayout]] = {"raster": raster}
+LAYOUTS: dict[str, Callable[..., SequenceLayout]] = {"raster": raster, "scales": scales}

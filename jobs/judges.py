@@ -26,6 +26,7 @@ from generator.learner import GeneratorLearner
 from input_pipeline.records import token_batches
 from interop.download import sha256
 from jobs import records
+from jobs.feeds import training_feed
 from jobs.networks import find_classifier, find_inception
 from jobs.sample import to_uint8
 from jobs.workdir import describe_generator, describe_tokenizer, load, token_spec
@@ -200,7 +201,7 @@ def heldout_loss(config: ConfigDict, workdir: Path, step: int) -> float:
     description = describe_generator(config, spec, scan_layers=True)
     params, _ = load("generator", description, workdir, step)
     mesh = sharding.local_mesh()
-    evaluate = make_evaluation(GeneratorLearner(description), mesh)
+    evaluate = make_evaluation(GeneratorLearner(description, training_feed(config, workdir)), mesh)
     size = config.evaluation.batch_size
     batches = token_batches(
         workdir / "tokens" / "test", batch_size=size + -size % mesh.size, seed=0, repeat=False, whole=True

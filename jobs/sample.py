@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from evaluation.pictures import image_grid
 from generator.generator import sampling_params
 from generator.sampling.sequential import SAMPLERS
+from jobs.feeds import FEEDS
 from jobs.workdir import NEWEST, describe_generator, describe_tokenizer, load, token_spec
 from models import sharding
 from models.errors import UserError
@@ -92,7 +93,7 @@ class Sampler:
     def __init__(self, config: ConfigDict, workdir: Path, step: int = NEWEST):
         tokenizer = describe_tokenizer(config)
         spec = token_spec(tokenizer)
-        sample = build("sampler", SAMPLERS, config.sampler.to_dict(), positions=spec.positions, seed=config.seed)
+        sample = build("sampler", SAMPLERS, config.sampler.to_dict(), seed=config.seed)
         stacked = describe_generator(config, spec, scan_layers=True)
         generator = describe_generator(config, spec, scan_layers=False)
         params, self.step = load("generator", stacked, workdir, step)
@@ -103,8 +104,10 @@ class Sampler:
         self.mesh = sharding.local_mesh()
 
         def program(params: Any, labels: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            output = sample(generator.merge(params[0]), labels, indices)
-            images = tokenizer.merge(params[1]).decode(output.tokens)
+            model, decoder = generator.merge(params[0]), tokenizer.merge(params[1])
+            output = sample(model, labels, indices, FEEDS[model.layout.feed](decoder))
+            # Mixed codes are those of no tokens.
+            images = decoder.images(output.state) if config.sampler.smooth else decoder.decode(output.tokens)
             return to_uint8(images), output.tokens.ids, output.calls
 
         self.program = jax.jit(program)

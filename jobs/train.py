@@ -9,9 +9,11 @@ import jax
 from ml_collections import ConfigDict
 
 from generator.learner import GeneratorLearner
+from generator.objectives import progressive
 from input_pipeline.pipeline import image_batches
 from input_pipeline.records import token_batches
 from jobs import extract
+from jobs.feeds import training_feed
 from jobs.workdir import describe_generator, describe_tokenizer, token_spec
 from models import sharding
 from models.errors import unknown
@@ -48,7 +50,10 @@ def generator_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any
     """Tokens, extracted first if they are not there."""
     extract.run(config, workdir)
     spec = token_spec(describe_tokenizer(config))
-    learner = GeneratorLearner(describe_generator(config, spec, scan_layers=True))
+    description = describe_generator(config, spec, scan_layers=True)
+    layout = description.merge(description.shapes).layout
+    weight = progressive(layout, steps=section["steps"], warmup=section["warmup_steps"], **config.objective)
+    learner = GeneratorLearner(description, training_feed(config, workdir), weight)
     share = section["batch_size"] // jax.process_count()
     dataset = token_batches(workdir / "tokens" / "train", batch_size=share, seed=config.seed, repeat=True)
 

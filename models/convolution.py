@@ -21,20 +21,20 @@ def convolution(inputs: int, outputs: int, size: int, *, stride: int = 1, paddin
     )  # fmt: skip
 
 
-def group_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group normalisation with 32 groups, or as many as the channels allow, epsilon 1e-6, in float32."""
+def group_norm(channels: int, groups: int = 0, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group normalisation, epsilon 1e-6, in float32; 0 groups are 4 channels each, but 32 at most."""
     metadata = {"axes": ("norm",)}
-    return nnx.GroupNorm(channels, num_groups=min(32, channels // 4), epsilon=1e-6, dtype=jnp.float32,
+    return nnx.GroupNorm(channels, num_groups=groups or min(32, channels // 4), epsilon=1e-6, dtype=jnp.float32,
                          scale_metadata=metadata, bias_metadata=metadata, rngs=rngs)  # fmt: skip
 
 
 class ResidualBlock(nnx.Module):
     """Norm, swish, convolution, twice, beside a shortcut (1x1 where the channels change)."""
 
-    def __init__(self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.norm1 = group_norm(inputs, rngs=rngs)
+    def __init__(self, inputs: int, outputs: int, *, groups: int = 0, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.norm1 = group_norm(inputs, groups, rngs=rngs)
         self.conv1 = convolution(inputs, outputs, 3, dtype=dtype, rngs=rngs)
-        self.norm2 = group_norm(outputs, rngs=rngs)
+        self.norm2 = group_norm(outputs, groups, rngs=rngs)
         self.conv2 = convolution(outputs, outputs, 3, dtype=dtype, rngs=rngs)
         self.shortcut = convolution(inputs, outputs, 1, dtype=dtype, rngs=rngs) if inputs != outputs else None
 
@@ -47,8 +47,8 @@ class ResidualBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Single-head self-attention over all pixels, residual."""
 
-    def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.norm = group_norm(channels, rngs=rngs)
+    def __init__(self, channels: int, *, groups: int = 0, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.norm = group_norm(channels, groups, rngs=rngs)
         self.q, self.k, self.v, self.out = (
             convolution(channels, channels, 1, dtype=dtype, rngs=rngs) for _ in range(4)
         )  # fmt: skip

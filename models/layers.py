@@ -1,4 +1,4 @@
-"""Dense layers, normalisation and dropout."""
+"""Dense layers, normalisation, dropout."""
 
 from collections.abc import Callable
 
@@ -63,8 +63,28 @@ class RMSNorm(nnx.Module):
         return wide.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """(x - mean(x)) / sqrt(var(x) + epsilon) over the last axis, without scale or shift (VAR), statistics in float32."""
+
+    def __init__(self, width: int, *, epsilon: float = 1e-6):
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        wide = x.astype(jnp.float32)
+        wide -= jnp.mean(wide, axis=-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)).astype(x.dtype)
+
+
 def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[Array, "*B"]:
     """Zero a share `rate` of the entries and scale the others by 1 / (1 - rate); no key, no dropout."""
     if key is None or rate == 0.0:
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+
+
+def drop_path(x: Float[Array, "B *D"], rate: Float[Array, ""] | float, key: jax.Array | None) -> Float[Array, "B *D"]:
+    """Zero a residual branch of a share `rate` of the samples (stochastic depth, arXiv:1603.09382); no key, no dropping."""
+    if key is None or (isinstance(rate, float) and rate == 0.0):
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, (len(x),) + (1,) * (x.ndim - 1))
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)

@@ -14,7 +14,7 @@ INFINITY = int(np.iinfo(np.int32).max)
 
 
 class Visibility(NamedTuple):
-    """Visibility intervals: int32, with or without a leading batch axis."""
+    """Visibility intervals: int32, each with or without a leading batch axis."""
 
     q_time: Int[Array | np.ndarray, "*B T"]
     k_start: Int[Array | np.ndarray, "*B S"]
@@ -25,6 +25,11 @@ def causal(length: int) -> Visibility:
     """Every query sees itself and what is before it."""
     time = np.arange(length, dtype=np.int32)
     return Visibility(q_time=time, k_start=time, k_end=np.full_like(time, INFINITY))
+
+
+def grouped(group: Int[np.ndarray, "T"]) -> Visibility:
+    """Every query sees its own group and those before."""
+    return Visibility(q_time=group, k_start=group, k_end=np.full_like(group, INFINITY))
 
 
 def bidirectional(length: int) -> Visibility:

@@ -19,7 +19,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "embed": ("fsdp",),
     "channels_out": ("fsdp",),
 }
-WHOLE = {"sequence", "vocab", "heads", "mlp", "norm", "layers", "codes", "channels_in", None}
+WHOLE = {"sequence", "vocab", "heads", "mlp", "norm", "layers", "codes", "channels_in", "slots", None}
 MESH_AXES = ("data", "fsdp")
 
 LogicalAxes = Sequence[str | None]

@@ -1,6 +1,7 @@
 """Tokens: the one type at which tokenizers and generators meet."""
 
 import dataclasses
+import itertools
 
 import jax
 from jaxtyping import Array, Int
@@ -20,16 +21,36 @@ class Grid:
 
 
 @dataclasses.dataclass(frozen=True)
+class Scales:
+    """Tokens of several grids of the same image, one after the other, the coarsest first, each row by row."""
+
+    grids: tuple[Grid, ...]
+
+    @property
+    def positions(self) -> int:
+        """Number of token positions of all grids together."""
+        return sum(grid.positions for grid in self.grids)
+
+    @property
+    def bounds(self) -> tuple[tuple[int, int], ...]:
+        """(start, stop) of each grid among the positions."""
+        ends = itertools.accumulate((grid.positions for grid in self.grids), initial=0)
+        return tuple(itertools.pairwise(ends))
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenSpec:
     """What a tokenizer's tokens look like, known before anything runs.
 
     Attributes:
       shape: how the T positions lie in the image.
       sizes: vocabulary sizes (V_1, ..., V_K) of the K sub-codes at every position.
+      width: of a code's vector, which feeds the generators of some layouts.
     """
 
-    shape: Grid
+    shape: Grid | Scales
     sizes: tuple[int, ...]
+    width: int = 0
 
     @property
     def positions(self) -> int:

@@ -25,23 +25,25 @@ class ConvolutionalDecoder(nnx.Module):
         multipliers: Sequence[int],
         blocks: int,
         attention: bool,
+        groups: int,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        blocked = {"groups": groups, **options}
         width = channels * multipliers[-1]
         self.first = convolution(latent_channels, width, 3, **options)
-        layers = middle(width, attention, **options)
+        layers = middle(width, attention, **blocked)
         for level in reversed(range(len(multipliers))):
             for _ in range(blocks + 1):
-                layers.append(ResidualBlock(width, channels * multipliers[level], **options))
+                layers.append(ResidualBlock(width, channels * multipliers[level], **blocked))
                 width = channels * multipliers[level]
                 if level == len(multipliers) - 1 and attention:
-                    layers.append(AttentionBlock(width, **options))
+                    layers.append(AttentionBlock(width, **blocked))
             if level > 0:
                 layers.append(Upsample(width, **options))
         self.layers = nnx.List(layers)
-        self.norm = group_norm(width, rngs=rngs)
+        self.norm = group_norm(width, groups, rngs=rngs)
         self.last = convolution(width, image_channels, 3, **options)
 
     def __call__(self, latents: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:

@@ -27,10 +27,12 @@ class ConvolutionalEncoder(nnx.Module):
         multipliers: Sequence[int],
         blocks: int,
         attention: bool,
+        groups: int,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        blocked = {"groups": groups, **options}
         self.stride = 2 ** (len(multipliers) - 1)
         self.first = convolution(image_channels, channels, 3, **options)
         layers: list[nnx.Module] = []
@@ -38,15 +40,15 @@ class ConvolutionalEncoder(nnx.Module):
         for level, multiplier in enumerate(multipliers):
             last = level == len(multipliers) - 1
             for _ in range(blocks):
-                layers.append(ResidualBlock(width, channels * multiplier, **options))
+                layers.append(ResidualBlock(width, channels * multiplier, **blocked))
                 width = channels * multiplier
                 if last and attention:
-                    layers.append(AttentionBlock(width, **options))
+                    layers.append(AttentionBlock(width, **blocked))
             if not last:
                 layers.append(Downsample(width, **options))
-        layers += middle(width, attention, **options)
+        layers += middle(width, attention, **blocked)
         self.layers = nnx.List(layers)
-        self.norm = group_norm(width, rngs=rngs)
+        self.norm = group_norm(width, groups, rngs=rngs)
         self.last = convolution(width, latent_channels, 3, **options)
 
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w Z"]:
@@ -56,9 +58,9 @@ class ConvolutionalEncoder(nnx.Module):
         return self.last(jax.nn.swish(self.norm(x)))
 
 
-def middle(width: int, attention: bool, *, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.Module]:
+def middle(width: int, attention: bool, *, groups: int, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.Module]:
     """What encoder and decoder have at the lowest resolution: block, attention, block."""
-    options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+    options: dict[str, Any] = {"groups": groups, "dtype": dtype, "rngs": rngs}
     between = [AttentionBlock(width, **options)] if attention else []
     return [ResidualBlock(width, width, **options), *between, ResidualBlock(width, width, **options)]
 

@@ -78,7 +78,7 @@ class TokenizerLearner:
         losses, images = self.losses, batch["image"]
         tokenizer = self.description.merge(params["autoencoder"])
         latents = tokenizer.latents(images)
-        codes, ids, quantizer_losses = tokenizer.quantizer.quantize(latents)
+        codes, ids, quantizer_losses = tokenizer.quantizer.quantize(latents, key=jax.random.fold_in(key, 1))
         reconstructions = tokenizer.images(codes)
         error = reconstructions - images
         reconstruction = losses.l1 * jnp.abs(error).mean() + losses.l2 * (error**2).mean()
@@ -102,7 +102,7 @@ class TokenizerLearner:
     ) -> Any:
         """Hinge loss on real images against their reconstructions; 0 before `adversarial_start`."""
         tokenizer = self.description.merge(params["autoencoder"])
-        codes = tokenizer.quantizer.quantize(tokenizer.latents(batch["image"]))[0]
+        codes = tokenizer.quantizer.quantize(tokenizer.latents(batch["image"]), key=jax.random.fold_in(key, 1))[0]
         fakes = jax.lax.stop_gradient(tokenizer.images(codes))
         discriminator = self.discriminator.merge(params["discriminator"])
         loss = hinge_discriminator_loss(discriminator(batch["image"]), discriminator(fakes))

@@ -5,21 +5,20 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from models.convolution import convolution
 from models.errors import UserError, unknown
 from models.layers import DTYPES
-from models.registry import build
 from models.sharding import constrain
 from models.tokens import Grid, Tokens, TokenSpec
 from tokenizer.decoders import DECODERS
 from tokenizer.encoders import ENCODERS
-from tokenizer.quantizers import QUANTIZERS
+from tokenizer.quantizers import build_quantizer
 
 
 class Tokenizer(nnx.Module):
-    """Images (B, H, W, C) in [-1, 1] <-> tokens on a raster (VQGAN, arXiv:2012.09841).
+    """Images (B, H, W, C) in [-1, 1] <-> tokens (VQGAN, arXiv:2012.09841).
 
     Args:
       resolution: side of the images in pixels.
@@ -32,6 +31,8 @@ class Tokenizer(nnx.Module):
       blocks: residual blocks a level.
       latent_channels: between the networks and the quantizer's projections.
       attention: at the lowest resolution.
+      groups: of the group norms; 0: 4 channels a group, 32 groups at most.
+      projection: side of the convolutions between the networks and the codes.
       dtype: of the networks' arithmetic; the quantizer's is float32.
     """
 
@@ -48,6 +49,8 @@ class Tokenizer(nnx.Module):
         blocks: int = 2,
         latent_channels: int = 256,
         attention: bool = True,
+        groups: int = 0,
+        projection: int = 1,
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
@@ -65,33 +68,41 @@ class Tokenizer(nnx.Module):
         compute = DTYPES[dtype]
         shared = {
             "image_channels": image_channels, "latent_channels": latent_channels, "channels": channels,
-            "multipliers": tuple(multipliers), "blocks": blocks, "attention": attention, "dtype": compute, "rngs": rngs,
+            "multipliers": tuple(multipliers), "blocks": blocks, "attention": attention, "groups": groups, "dtype": compute,
+            "rngs": rngs,
         }  # fmt: skip
         self.encoder = ENCODERS[encoder](**shared)
-        self.quantizer = build("quantizer", QUANTIZERS, quantizer, rngs=rngs)
+        self.quantizer = build_quantizer(quantizer, rngs)
         self.decoder = DECODERS[decoder](**shared)
-        self.to_codes = convolution(latent_channels, self.quantizer.width, 1, dtype=compute, rngs=rngs)
-        self.from_codes = convolution(self.quantizer.width, latent_channels, 1, dtype=compute, rngs=rngs)
-        side = resolution // stride
-        self.spec = TokenSpec(Grid(side, side), self.quantizer.spec_sizes)
+        width = self.quantizer.width
+        self.to_codes = convolution(latent_channels, width, projection, dtype=compute, rngs=rngs)
+        self.from_codes = convolution(width, latent_channels, projection, dtype=compute, rngs=rngs)
+        self.grid = Grid(resolution // stride, resolution // stride)
+        self.spec = TokenSpec(self.quantizer.shape(self.grid), self.quantizer.spec_sizes, width)
 
-    def latents(self, images: Float[Array, "B H W C"]) -> Float[Array, "B T D"]:
-        """What the quantizer sees, in raster order."""
-        latents = self.to_codes(self.encoder(constrain(images, ("batch", None, None, None))))
-        return latents.reshape(len(images), -1, latents.shape[-1])
+    def latents(self, images: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """What the quantizer sees."""
+        return self.to_codes(self.encoder(constrain(images, ("batch", None, None, None))))
 
-    def images(self, codes: Float[Array, "B T D"]) -> Float[Array, "B H W C"]:
+    def images(self, codes: Float[Array, "B h w D"]) -> Float[Array, "B H W C"]:
         """Decode what the quantizer gives; not clipped to [-1, 1]."""
-        grid = codes.reshape(len(codes), self.spec.shape.height, self.spec.shape.width, -1)
-        return constrain(self.decoder(self.from_codes(grid)), ("batch", None, None, None))
+        return constrain(self.decoder(self.from_codes(codes)), ("batch", None, None, None))
 
     def encode(self, images: Float[Array, "B H W C"]) -> Tokens:
         """Images to tokens."""
-        return Tokens(self.quantizer.quantize(self.latents(images))[1])
+        return self.tokens(self.quantizer.quantize(self.latents(images))[1])
+
+    def tokens(self, ids: Int[Array, "B *T K"]) -> Tokens:
+        """The quantizer's ids in one row."""
+        return Tokens(ids.reshape(len(ids), self.spec.positions, -1))
+
+    def codes(self, tokens: Tokens) -> Float[Array, "B h w D"]:
+        """What the quantizer gave for tokens."""
+        return self.quantizer.lookup(tokens.ids).reshape(-1, self.grid.height, self.grid.width, self.spec.width)
 
     def decode(self, tokens: Tokens) -> Float[Array, "B H W C"]:
         """Tokens to images in [-1, 1]."""
-        return jnp.clip(self.images(self.quantizer.lookup(tokens.ids)), -1, 1)
+        return jnp.clip(self.images(self.codes(tokens)), -1, 1)
 
 
 TOKENIZERS = {"vqgan": Tokenizer}

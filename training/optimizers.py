@@ -37,17 +37,21 @@ def learning_rate_schedule(config: Mapping[str, Any]) -> optax.Schedule:
     return with_warmup(after, rate, warmup)
 
 
+def decays(axes: tuple[str | None, ...]) -> bool:
+    """Whether weights with these logical axes decay: matrices that are no positions and no offsets of norms."""
+    return len([name for name in axes if name != "layers"]) >= 2 and not {"slots", "norm"} & set(axes)
+
+
 def make_optimizer(config: Mapping[str, Any], axes: Params) -> optax.GradientTransformation:
     """Clipping by the global norm, then the named optimizer; `adamw` decays matrices only.
 
     Args:
       config: a stage's training section.
-      axes: logical axes like the parameters; one with two or more beside `layers` is a matrix.
+      axes: logical axes like the parameters; see `decays`.
     """
     fields = {**config["optimizer"], "learning_rate": learning_rate_schedule(config)}
     if fields["name"] == "adamw":
-        is_matrix = lambda names: len([name for name in names if name != "layers"]) >= 2  # noqa: E731
-        fields["mask"] = jax.tree.map(is_matrix, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+        fields["mask"] = jax.tree.map(decays, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
     else:
         fields.pop("weight_decay", None)
     clip = optax.clip_by_global_norm(config["clip_norm"]) if config["clip_norm"] else optax.identity()

@@ -21,7 +21,8 @@ class Filters:
     Attributes:
       temperature: divides the logits; 0 is greedy.
       top_k: only the k most probable codes (and ties of the last) stay; 0 keeps all.
-      top_p: of those, the most probable stay until their sum exceeds p (arXiv:1904.09751), and ties of the last; 1 keeps all.
+      top_p: of those, the most probable stay until their sum exceeds p (arXiv:1904.09751), of equals the first codes; 1 keeps
+        all.
     """
 
     temperature: float = 1.0
@@ -48,9 +49,7 @@ def target_distribution(
       scale: guidance scale (see `generator.sampling.guidance`).
       filters: applied in the order of its fields, which is LlamaGen's.
     """
-    logits = conditional
-    if unconditional is not None:
-        logits = unconditional + jnp.asarray(scale)[..., None] * (conditional - unconditional)
+    logits = conditional if unconditional is None else guided(conditional, unconditional, scale)
     if filters.temperature == 0:
         best = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
@@ -61,9 +60,19 @@ def target_distribution(
     if filters.top_p < 1:
         descending = -jnp.sort(-logits, axis=-1)
         before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) - jax.nn.softmax(descending, axis=-1)
-        kept = jnp.where(before <= filters.top_p, descending, jnp.inf)  # the first is always kept
-        logits = jnp.where(logits >= kept.min(axis=-1, keepdims=True), logits, -jnp.inf)
+        kept = before <= filters.top_p  # the first is always kept
+        last = jnp.where(kept, descending, jnp.inf).min(axis=-1, keepdims=True)
+        more, equal = logits > last, logits == last
+        left = kept.sum(axis=-1, keepdims=True) - more.sum(axis=-1, keepdims=True)  # for the equals of the last
+        logits = jnp.where(more | (equal & (jnp.cumsum(equal, axis=-1) <= left)), logits, -jnp.inf)
     return jax.nn.log_softmax(logits, axis=-1)
+
+
+def guided(
+    conditional: Float[Array, "*B V"], unconditional: Float[Array, "*B V"], scale: Float[Array, "*#B"] | float
+) -> Float[Array, "*B V"]:
+    """Logits moved away from what no condition gives (arXiv:2207.12598); scale 1 leaves the conditional ones."""
+    return unconditional + jnp.asarray(scale)[..., None] * (conditional - unconditional)
 
 
 def gumbel_noise(seed: int, images: Int[Array, "B"], positions: Int[Array, "B n"], size: int) -> Float[Array, "B n V"]:

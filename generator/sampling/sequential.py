@@ -1,105 +1,215 @@
-"""Sequential decoding: one call of the model a token, the reference that every faster sampler is compared with."""
+"""Sequential decoding: one call of the model for every time of the layout, with which every faster sampler is compared."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from generator.generator import Generator
+from generator.generator import Condition, Generator
+from generator.layouts import SequenceLayout
 from generator.sampling.distribution import Filters, draw, gumbel_noise, target_distribution
 from generator.sampling.guidance import guidance_scales, runs
 from models.tokens import Tokens
 
+Carry = tuple[jax.Array, jax.Array, Any, Any]  # ids (B, N, K), what feeds the slots, the feed's state, the cache
+
+
+@runtime_checkable
+class Feed(Protocol):
+    """What feeds the model's next call, from what has been drawn: the job's, as it knows the tokenizer."""
+
+    def start(self, batch: int) -> Any:
+        """The state before anything is drawn, a pytree."""
+
+    def next(self, state: Any, drawn: jax.Array, time: Any) -> tuple[Any, Any]:
+        """(state, inputs of the next time's slots) after the ids (B, n, K) of a time, or shares of the codes (B, n, V)."""
+
 
 class SampleOutput(NamedTuple):
-    """What a sampler gives back: the tokens, and how often it called the model (per row of the batch)."""
+    """What a sampler gives back.
+
+    Attributes:
+      tokens: what was drawn.
+      calls: of the model (B,).
+      state: of the feed at the end; for scales the sum of the codes, which `smooth` mixes.
+    """
 
     tokens: Tokens
     calls: Int[Array, "B"]
+    state: Any
 
 
 def sequential(
     generator: Generator,
-    labels: Int[Array, "B"],
+    condition: Condition,
     images: Int[Array, "B"],
+    feed: Feed,
     *,
     seed: int,
     filters: Filters,
-    scales: Float[np.ndarray, "T"],
+    scales: Float[np.ndarray, "S"],
+    smooth: bool = False,
+    revise: Callable[[Any, jax.Array, Any], jax.Array] | None = None,
 ) -> SampleOutput:
-    """Sample token after token, in the layout's order; traced whole, so that a batch is one program.
+    """Sample time after time, in the layout's order; traced whole, so that a batch is one program.
 
-    Guided positions are computed with the conditional and the unconditional rows in one batch. Where the scale is 1 the
+    Guided times are computed with the conditional and the unconditional rows in one batch. Where the scale is 1 the
     unconditional rows are left out; should guidance come back later, their cache is filled with one call.
 
     Args:
-      generator: with `scan_layers=False`; its layout must be one token a call.
-      labels: class of each image.
+      generator: with `scan_layers=False`.
+      condition: of each image.
       images: index of each image in its run, which with the seed decides its noise.
+      feed: what feeds the layout's slots.
       seed: of the run.
       filters: temperature, top-k and top-p.
-      scales: guidance scale at each token (`guidance_scales`).
+      scales: guidance scale at each time (`guidance_scales`).
+      smooth: feed the codes as a mixture in the shares of `mixture` (VAR's `more_smooth`): for pictures only, as what is drawn
+        then follows no distribution of tokens.
+      revise: (state, ids (B, n, K) drawn at a time, the time) -> ids to go on with; for tokens that are known.
     """
-    batch, count = len(labels), generator.spec.positions
-    nothing = jnp.full_like(labels, generator.condition.null)
-    ids = jnp.zeros((batch, count), jnp.int32)
-    caches = {False: generator.init_cache(batch), True: generator.init_cache(batch)}
-    conditions = {False: generator.condition(labels), True: generator.condition(nothing)}  # by "is unconditional"
-    behind = 0  # tokens that the unconditional cache lacks start here
+    layout, batch = generator.layout, len(images)
+    nothing = generator.condition.null(condition)
+    asked = {True: jax.tree.map(lambda *rows: jnp.concatenate(rows), condition, nothing), False: condition}  # by "guided"
+    start = {guided: generator.start(rows) for guided, rows in asked.items()}
+    contexts = {guided: generator.context(rows) for guided, rows in asked.items()}
+    caches = {unconditional: generator.init_cache(batch) for unconditional in (False, True)}
+    behind = 0  # slots that the unconditional cache lacks start here
 
-    def slots(start: Any, length: int, rows: int) -> jax.Array:
-        return jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (rows, length))
-
-    def inputs(ids: jax.Array, at: Any, condition: jax.Array) -> jax.Array:
-        previous = jax.lax.dynamic_slice_in_dim(ids, jnp.maximum(at - 1, 0), 1, axis=1)
-        return jnp.where(at == 0, condition, generator.embed(previous[..., None]))
-
-    def step(at: jax.Array, carry: Any, *, guided: bool) -> Any:
-        ids, cache = carry
-        condition = jnp.concatenate([conditions[False], conditions[True]]) if guided else conditions[False]
-        rows = jnp.concatenate([ids, ids]) if guided else ids
-        outputs, cache = generator.extend(cache, inputs(rows, at, condition), slots(at, 1, len(rows)))
-        conditional, *unconditional = jnp.split(outputs[:, 0], 2 if guided else 1)
-        scale = jnp.asarray(scales)[at]
+    def call(time: Any, carry: Carry, *, piece: Piece, guided: bool) -> Carry:
+        ids, fed, state, cache = carry
+        slots, position = piece.slots(time), piece.position(time)
+        if isinstance(time, int) and time == 0:
+            x = start[guided]
+        else:
+            first = jnp.maximum(slots[0] - layout.conditions, 0)
+            x = generator.embed(jax.lax.dynamic_slice_in_dim(fed, first, len(slots), axis=1))
+            x = jnp.concatenate([x, x]) if guided else x
+            if len(slots) == layout.conditions:  # the condition may be what a loop begins with
+                x = jnp.where(time == 0, start[guided], x)
+        outputs, cache = generator.extend(cache, x, slots, contexts[guided], read=piece.read)
+        conditional, *unconditional = jnp.split(outputs[:, -piece.tokens :], 2 if guided else 1)
+        scale = jnp.asarray(scales)[time]
         log_probs = target_distribution(conditional, unconditional[0] if guided else None, scale, filters)
-        noise = gumbel_noise(seed, images, jnp.broadcast_to(at, (batch, 1)), log_probs.shape[-1])[:, 0]
-        return ids.at[:, at].set(draw(log_probs, noise)), cache
+        positions = jnp.broadcast_to(position + jnp.arange(piece.tokens), (batch, piece.tokens))
+        drawn = draw(log_probs, gumbel_noise(seed, images, positions, log_probs.shape[-1]))[..., None]
+        if revise is not None:
+            drawn = revise(state, drawn, time)
+        ids = jax.lax.dynamic_update_slice_in_dim(ids, drawn, position, axis=1)
+        codes = drawn
+        if smooth:
+            noise = gumbel_noise(seed, images, layout.slots + positions, log_probs.shape[-1])  # of no token
+            codes = mixture(log_probs, noise, time / max(len(scales) - 1, 1))
+        state, inputs = feed.next(state, codes, time)
+        if inputs is not None and fed.shape[1]:
+            fed = jax.lax.dynamic_update_slice_in_dim(fed, inputs, slots[-1] + 1 - layout.conditions, axis=1)
+        return ids, fed, state, cache
 
-    calls = 0
-    for start, stop, guided in runs(scales):
-        if guided and start > behind:
-            known = jnp.concatenate([conditions[True], generator.embed(ids[:, : start - 1, None])], axis=1)
-            _, caches[True] = generator.extend(
-                caches[True], known[:, behind:start], slots(behind, start - behind, batch)
-            )
+    calls, state = 0, feed.start(batch)
+    ids = jnp.zeros((batch, generator.spec.positions, len(generator.spec.sizes)), jnp.int32)
+    fed = empty_inputs(generator, feed, state, ids)
+    for begin, end, guided in runs(scales):
+        reached = layout.groups[begin][0]
+        if guided and reached > behind:
+            known = jnp.concatenate([generator.start(nothing), generator.embed(fed)], axis=1)[:, behind:reached]
+            slots = np.arange(behind, reached, dtype=np.int32)
+            _, caches[True] = generator.extend(caches[True], known, slots, generator.context(nothing), read=reached)
             calls += 1
         both = (caches[False], caches[True]) if guided else (caches[False],)
-        cache = jax.tree.map(lambda *rows: jnp.concatenate(rows), *both)
-        ids, cache = jax.lax.fori_loop(start, stop, partial(step, guided=guided), (ids, cache))
+        carry = (ids, fed, state, jax.tree.map(lambda *rows: jnp.concatenate(rows), *both))
+        for piece in pieces(layout, begin, end):
+            step = partial(call, piece=piece, guided=guided)
+            if piece.end - piece.begin == 1:
+                carry = step(piece.begin, carry)
+            else:
+                carry = jax.lax.fori_loop(piece.begin, piece.end, step, carry)
+        ids, fed, state, cache = carry
         caches[False] = jax.tree.map(lambda rows: rows[:batch], cache)
         if guided:
-            caches[True], behind = jax.tree.map(lambda rows: rows[batch:], cache), stop
-        calls += stop - start
-    return SampleOutput(Tokens(ids[..., None]), jnp.full((batch,), calls, jnp.int32))
+            caches[True], behind = jax.tree.map(lambda rows: rows[batch:], cache), layout.groups[end - 1][1]
+        calls += end - begin
+    return SampleOutput(Tokens(ids), jnp.full((batch,), calls, jnp.int32), state)
 
 
-def sampler(*, positions: int, seed: int, temperature: float, top_k: int, top_p: float, guidance_scale: float,
-            guidance_schedule: str, guidance_interval: Sequence[float]) -> Callable[..., SampleOutput]:  # fmt: skip
-    """`sequential` with the fields of a sampler's config section: (generator, labels, images) -> SampleOutput."""
+class Piece(NamedTuple):
+    """Times from `begin` to before `end` whose calls have one shape.
+
+    Attributes:
+      begin: the first time.
+      end: the one after the last.
+      first: slot of the first time.
+      size: slots of each time.
+      target: token of the first time.
+      tokens: that each time predicts, from its last slots.
+      read: slots that the last time sees.
+    """
+
+    begin: int
+    end: int
+    first: int
+    size: int
+    target: int
+    tokens: int
+    read: int
+
+    def slots(self, time: Any) -> Any:
+        """The slots of a time; numpy's where it is known."""
+        if isinstance(time, int):
+            return np.arange(self.size, dtype=np.int32) + self.first
+        return jnp.arange(self.size, dtype=jnp.int32) + (self.first + (time - self.begin) * self.size)
+
+    def position(self, time: Any) -> Any:
+        """The first token that a time predicts."""
+        return self.target + (time - self.begin) * self.tokens
+
+
+def pieces(layout: SequenceLayout, begin: int, end: int) -> list[Piece]:
+    """The times from `begin` to before `end`, those of one shape together."""
+    found: list[Piece] = []
+    for time in range(begin, end):
+        start, stop = layout.groups[time]
+        targets = layout.target[start:stop]
+        tokens = int((targets >= 0).sum())
+        if found and (found[-1].size, found[-1].tokens) == (stop - start, tokens):
+            found[-1] = found[-1]._replace(end=time + 1, read=stop)
+        else:
+            found.append(Piece(time, time + 1, start, stop - start, int(targets[-tokens]), tokens, stop))
+    return found
+
+
+def empty_inputs(generator: Generator, feed: Feed, state: Any, ids: Int[Array, "B N K"]) -> jax.Array:
+    """Room for what feeds every slot but the condition's."""
+    layout = generator.layout
+    first = pieces(layout, 0, 1)[0].tokens
+    _, inputs = jax.eval_shape(lambda: feed.next(state, ids[:, :first], 0))
+    if inputs is None:
+        return jnp.zeros((len(ids), 0))
+    return jnp.zeros((len(ids), layout.slots - layout.conditions, *inputs.shape[2:]), inputs.dtype)
+
+
+def mixture(log_probs: Float[Array, "B n V"], noise: Float[Array, "B n V"], progress: Any) -> Float[Array, "B n V"]:
+    """Shares of the codes by Gumbel softmax (arXiv:1611.01144), harder the later: what VAR's `more_smooth` mixes codes in."""
+    temperature = jnp.maximum(0.27 * (1 - 0.95 * progress), 0.005)
+    return jax.nn.softmax((log_probs * (1 + progress) + noise) / temperature, axis=-1)
+
+
+def sampler(*, seed: int, temperature: float, top_k: int, top_p: float, guidance_scale: float, guidance_schedule: str,
+            guidance_interval: Sequence[float], smooth: bool = False) -> Callable[..., SampleOutput]:  # fmt: skip
+    """`sequential` with the fields of a sampler's config section: (generator, condition, images, feed) -> SampleOutput."""
     filters = Filters(temperature, top_k, top_p)
-    scales = guidance_scales(
-        positions,
-        scale=guidance_scale,
-        schedule=guidance_schedule,
-        interval=(guidance_interval[0], guidance_interval[1]),
-    )
+    interval = (guidance_interval[0], guidance_interval[1])
 
-    def sample(generator: Generator, labels: jax.Array, images: jax.Array) -> SampleOutput:
-        return sequential(generator, labels, images, seed=seed, filters=filters, scales=scales)
+    def sample(generator: Generator, condition: Condition, images: jax.Array, feed: Feed, **options: Any) -> SampleOutput:
+        scales = guidance_scales(
+            len(generator.layout.groups), scale=guidance_scale, schedule=guidance_schedule, interval=interval
+        )
+        return sequential(
+            generator, condition, images, feed, seed=seed, filters=filters, scales=scales, smooth=smooth, **options
+        )
 
     return sample
 

@@ -2,10 +2,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from generator.generator import Generator, sampling_params
+from jobs.feeds import ScaleFeed, TokenFeed
 from models.modules import describe
 from models.tokens import Grid, TokenSpec
+from tokenizer.quantizers import build_quantizer
+
+SCALES = (1, 2, 3)
+
+
+def multi_scale(codes):
+    """What feeds a next-scale generator."""
+    inner = {"name": "vector", "codes": codes, "width": 5, "l2_norm": False}
+    quantizer = build_quantizer({"name": "multi_scale", "inner": inner, "scales": SCALES, "phi": 2}, nnx.Rngs(0))
+    quantizer.inner.codebook[...] = jax.random.normal(jax.random.key(0), (codes, 5))
+    return quantizer
 
 
 class Case:
@@ -13,7 +26,11 @@ class Case:
 
     def __init__(self, *, height=3, width=4, codes=17, classes=5, seed=0, scale=1.0, **options):
         self.options = {"width": 32, "depth": 2, "heads": 4, "mlp": 48, "dropout": 0.0} | options
-        spec = TokenSpec(Grid(height, width), (codes,))
+        if options.get("layout") == "scales":
+            quantizer = multi_scale(codes)
+            spec, self.feed = TokenSpec(quantizer.shape(Grid(3, 3)), (codes,), quantizer.width), ScaleFeed(quantizer)
+        else:
+            spec, self.feed = TokenSpec(Grid(height, width), (codes,)), TokenFeed()
         shared = {"spec": spec, "classes": classes}
         self.spec, self.codes, self.classes = spec, codes, classes
         self.description = describe(lambda rngs: Generator(**shared, **self.options, scan_layers=True, rngs=rngs))
@@ -36,6 +53,10 @@ class Case:
     @property
     def sampling_generator(self):
         return self.sampling.merge(self.sampling_params)
+
+    def inputs(self, ids):
+        """What feeds the layout under teacher forcing."""
+        return self.feed.whole(ids)
 
     def batch(self, size=3, seed=1):
         """ids (B, T, 1) and labels (B,)."""

@@ -9,61 +9,117 @@ from flax import nnx
 from configs import llamagen
 from generator.conditioning import ClassCondition
 from generator.generator import GENERATORS, Generator
-from generator.layouts import LAYOUTS
 from generator.learner import GeneratorLearner
+from models import masks
 from models.errors import UserError
 from models.modules import describe, parameter_count
 from models.registry import build
-from models.tokens import Grid, Tokens, TokenSpec
+from models.tokens import Grid, TokenSpec
 
+VAR = {
+    "layout": "scales",
+    "activation": "gelu",
+    "qk_norm": "l2",
+    "bias": True,
+    "position": "learned",
+    "norm": "adaptive",
+}
 VARIANTS = {
     "llamagen": {},
     "grouped queries": {"kv_heads": 2},
-    "qk_norm": {"qk_norm": True},
+    "qk_norm": {"qk_norm": "rms"},
     "rotated condition": {"rotate_condition": True},
-    "all": {"kv_heads": 1, "qk_norm": True, "rotate_condition": True},
+    "all": {"kv_heads": 1, "qk_norm": "rms", "rotate_condition": True},
+    "var": VAR,
+    "var with shared modulation": VAR | {"norm": "adaptive_shared"},
+    "var with plain attention": VAR | {"qk_norm": "none", "attention_scale": 0.25},
+    "rotary scales": {"layout": "scales"},
 }
 
 
 def logits(case, ids, labels):
-    return np.asarray(jax.jit(lambda p: case.description.merge(p).logits(Tokens(ids), labels))(case.params))
+    return np.asarray(jax.jit(lambda p: case.description.merge(p).logits(case.inputs(ids), labels))(case.params))
 
 
 def reference_logits(case, ids, labels):
-    """The raster generator in float64 numpy: one head and one query at a time."""
+    """The generator in float64 numpy: one head and one query at a time."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), case.params)
-    heads, width = case.options["heads"], case.options["width"]
-    key_heads, d = case.options.get("kv_heads") or heads, width // heads
-    norm = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale  # noqa: E731
-    silu = lambda x: x / (1 + np.exp(-x))  # noqa: E731
+    options, layout = case.options, case.generator.layout
+    heads, width = options["heads"], options["width"]
+    key_heads, d = options.get("kv_heads") or heads, width // heads
+    adaptive, l2 = "adaptive" in options.get("norm", "rms"), options.get("qk_norm") == "l2"
     frequencies = 10_000.0 ** (-np.arange(d // 4) / (d // 4))
+    visible = np.asarray(masks.visible(layout.visibility))
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    rms = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale  # noqa: E731
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+
+    def linear(x, layer):
+        return x @ layer["kernel"] + layer.get("bias", 0.0)
+
+    def norm(x, layer, scale, shift):
+        if not adaptive:
+            return rms(x, layer["scale"])
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * (1 + scale) + shift
 
     def turn(x, slot):
-        if slot == 0:
-            return x * case.options.get("rotate_condition", False)
-        row, column = divmod(slot - 1, case.spec.shape.width)
+        if options.get("position") == "learned":
+            return x
+        row, column = layout.position[slot]
+        if row < 0:
+            return x * options.get("rotate_condition", False)
         pairs = (x[::2] + 1j * x[1::2]) * np.exp(1j * np.concatenate([row * frequencies, column * frequencies]))
         return np.stack([pairs.real, pairs.imag], -1).ravel()
 
-    out = []
-    for sample, label in zip(np.asarray(ids)[..., 0], np.asarray(labels)):
-        x = np.stack([params["condition"]["table"]["table"][label], *params["tokens"]["table"][sample[:-1]]])
-        for layer in range(case.options["depth"]):
+    def mlp(x, block):
+        if options.get("activation") == "gelu":
+            x = linear(x, block["up"])
+            return linear(x * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))), block["out"])
+        gate, up = np.split(linear(x, block["gate_up"]), 2, axis=-1)
+        return linear(gate * sigmoid(gate) * up, block["out"])
+
+    out, inputs = [], np.asarray(case.inputs(ids), np.float64)
+    for sample, label in zip(inputs, np.asarray(labels)):
+        vector = params["condition"]["table"]["table"][label]
+        fed = (
+            linear(sample, params["features"])
+            if "features" in params
+            else params["tokens"]["table"][sample[:, 0].astype(int)]
+        )
+        x = np.stack([vector if source < 0 else fed[source] for source in layout.source])
+        if "positions" in params:
+            x = x + params["positions"]["slots"] + params["positions"]["levels"][layout.time]
+            x[: layout.conditions] += params["positions"]["start"]
+        active = vector * sigmoid(vector)
+        for layer in range(options["depth"]):
             block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["transformer"]["blocks"])
-            qkv = norm(x, block["attention_norm"]["scale"]) @ block["qkv"]["kernel"]
+            six = np.zeros((6, width))
+            six[:2] = 1
+            if adaptive:
+                shared = "modulation_offset" in block
+                six = linear(active, (params["transformer"] if shared else block)["modulation"]).reshape(6, width)
+                six = six + block.get("modulation_offset", 0.0)
+            gate1, gate2, scale1, scale2, shift1, shift2 = six
+            qkv = norm(x, block.get("attention_norm"), scale1, shift1) @ block["qkv"]["kernel"]
             q, k, v = np.split(qkv.reshape(len(x), -1, d), [heads, heads + key_heads], axis=1)
-            if case.options.get("qk_norm"):
-                q, k = norm(q, block["q_norm"]["scale"]), norm(k, block["k_norm"]["scale"])
+            if options.get("bias"):
+                q, v = q + block["q_bias"].reshape(heads, d), v + block["v_bias"].reshape(key_heads, d)
+            if options.get("qk_norm") == "rms":
+                q, k = rms(q, block["q_norm"]["scale"]), rms(k, block["k_norm"]["scale"])
+            if l2:
+                q, k = unit(q) * np.exp(np.minimum(block["log_scale"], np.log(100)))[:, None], unit(k)
             attended = np.zeros((len(x), heads, d))
             for t, h in np.ndindex(len(x), heads):
-                g = h * key_heads // heads
-                scores = np.array([turn(q[t, h], t) @ turn(k[s, g], s) for s in range(t + 1)]) / np.sqrt(d)
-                attended[t, h] = np.exp(scores) / np.exp(scores).sum() @ v[: t + 1, g]
-            x = x + attended.reshape(len(x), -1) @ block["out"]["kernel"]
-            gate, up = np.split(norm(x, block["mlp_norm"]["scale"]) @ block["mlp"]["gate_up"]["kernel"], 2, axis=-1)
-            x = x + silu(gate) * up @ block["mlp"]["out"]["kernel"]
-        out.append(norm(x, params["transformer"]["norm"]["scale"]) @ params["head"]["projection"]["kernel"])
-    return np.stack(out)
+                g, seen = h * key_heads // heads, np.flatnonzero(visible[t])
+                scores = np.array([turn(q[t, h], t) @ turn(k[s, g], s) for s in seen])
+                scores *= 1 if l2 else options.get("attention_scale", 1.0) / np.sqrt(d)
+                attended[t, h] = np.exp(scores) / np.exp(scores).sum() @ v[seen, g]
+            x = x + linear(attended.reshape(len(x), -1), block["out"]) * gate1
+            x = x + mlp(norm(x, block.get("mlp_norm"), scale2, shift2), block["mlp"]) * gate2
+        last = params["transformer"]
+        scale, shift = linear(active, last["last_modulation"]).reshape(2, width) if adaptive else (0, 0)
+        out.append(linear(norm(x, last.get("norm"), scale, shift), params["head"]["projection"]))
+    return np.stack(out)[:, layout.predicting]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -80,7 +136,7 @@ def test_a_slot_depends_on_the_condition_and_every_token_before_and_on_none_afte
 
     @jax.jit
     def influence(params):
-        slots = lambda params: case.description.merge(params).logits(Tokens(ids), labels)[0] @ direction  # noqa: E731
+        slots = lambda params: case.description.merge(params).logits(ids, labels)[0] @ direction  # noqa: E731
         jacobian = jax.jacrev(slots)(params)
         return jacobian["tokens"]["table"], jacobian["condition"]["table"]["table"]
 
@@ -92,13 +148,18 @@ def test_a_slot_depends_on_the_condition_and_every_token_before_and_on_none_afte
 def known(case, ids, labels):
     """What feeds every slot, from the layout's table alone."""
     generator = case.sampling_generator
-    entries = {-1 - entry: generator.condition(labels)[:, entry] for entry in range(ClassCondition.entries)}
-    entries |= {token: generator.embed(ids)[:, token] for token in range(case.spec.positions)}
+    entries = {-1 - entry: generator.condition(labels)[:, entry] for entry in range(generator.condition.entries)}
+    fed = generator.embed(case.inputs(ids))
+    entries |= {number: fed[:, number] for number in range(fed.shape[1])}
     return jnp.stack([entries[source] for source in generator.layout.source.tolist()], axis=1)
 
 
 def extend(case):
-    return jax.jit(lambda cache, x, slots: case.sampling_generator.extend(cache, x, slots))
+    def call(cache, x, slots, labels):
+        generator = case.sampling_generator
+        return generator.extend(cache, x, slots, generator.context(labels))
+
+    return jax.jit(call)
 
 
 def chunks(layout, lengths):
@@ -112,24 +173,22 @@ def chunks(layout, lengths):
     return [(start, stop) for start, stop in pairwise(cuts) if start < stop]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("variant", ["llamagen", "all"])
-def test_extending_a_cache_in_chunks_equals_the_full_forward(make, layout, variant):
-    case = make(layout=layout, **VARIANTS[variant])
+@pytest.mark.parametrize("variant", ["llamagen", "all", "var", "var with shared modulation", "rotary scales"])
+def test_extending_a_cache_in_chunks_equals_the_full_forward(make, variant):
+    case = make(**VARIANTS[variant])
     ids, labels = case.batch()
     expected, x, call = logits(case, ids, labels), known(case, ids, labels), extend(case)
     slots = np.arange(x.shape[1], dtype=np.int32)
     cache, found = case.sampling_generator.init_cache(len(ids)), []
     for start, stop in chunks(case.sampling_generator.layout, [1, 1, 3, 5, 1, 1]):
         at = jnp.broadcast_to(slots[start:stop], (len(ids), stop - start))
-        out, cache = call(cache, x[:, start:stop], at)
+        out, cache = call(cache, x[:, start:stop], at, labels)
         found.append(np.asarray(out))
     np.testing.assert_allclose(np.concatenate(found, axis=1), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_rows_may_stand_at_different_slots(make, layout):
-    case = make(layout=layout, kv_heads=2)
+def test_rows_may_stand_at_different_slots(make):
+    case = make(kv_heads=2)
     ids, labels = case.batch()
     expected, x, call = logits(case, ids, labels), known(case, ids, labels), extend(case)
     rows, count = np.arange(3)[:, None], x.shape[1]
@@ -140,7 +199,7 @@ def test_rows_may_stand_at_different_slots(make, layout):
         right = np.arange(3) < np.array(steps)[:, None]
         wrong = x[rows, at] + 7.0
         inputs = jnp.where(jnp.asarray(right | (at == count - 1))[..., None], x[rows, at], wrong)
-        out, cache = call(cache, inputs, jnp.asarray(at, jnp.int32))
+        out, cache = call(cache, inputs, jnp.asarray(at, jnp.int32), labels)
         for row, (start, length) in enumerate(zip(reached, steps)):
             stop = min(start + length, count)
             found[row, start:stop] = np.asarray(out)[row, : stop - start]
@@ -152,7 +211,8 @@ def test_rows_may_stand_at_different_slots(make, layout):
 def test_a_rejected_draft_leaves_no_trace_once_overwritten(make):
     case = make()
     ids, labels = case.batch()
-    x, call = known(case, ids, labels), extend(case)
+    x, extended = known(case, ids, labels), extend(case)
+    call = lambda cache, x, slots: extended(cache, x, slots, labels)  # noqa: E731
     at = lambda start, stop: jnp.broadcast_to(jnp.arange(start, stop), (3, stop - start))  # noqa: E731
     _, cache = call(case.sampling_generator.init_cache(3), x[:, :3], at(0, 3))
     wrong = case.sampling_generator.embed((ids[:, 2:5] + 1) % case.codes)
@@ -170,7 +230,7 @@ def test_stacked_and_listed_layers_agree(make):
     case = make(depth=3)
     ids, labels = case.batch()
     slots = jnp.broadcast_to(jnp.arange(12), (3, 12))
-    out, _ = extend(case)(case.sampling_generator.init_cache(3), known(case, ids, labels), slots)
+    out, _ = extend(case)(case.sampling_generator.init_cache(3), known(case, ids, labels), slots, labels)
     np.testing.assert_allclose(out, logits(case, ids, labels), atol=2e-5)
     assert parameter_count(case.sampling_params) == parameter_count(case.params)
     assert jax.tree.structure(case.sampling_params) == jax.tree.structure(case.sampling.shapes)
@@ -182,7 +242,7 @@ def test_rematerialisation_changes_no_gradient(make):
         # The masks of dropout must be drawn again alike.
         case = make(height=2, width=2, codes=5, remat=policy, dropout=0.2, label_dropout=0.5)
         ids, labels = case.batch()
-        loss = lambda p, case=case: case.description.merge(p).loss(Tokens(ids), labels, key=jax.random.key(3))[0]  # noqa: E731, B023
+        loss = lambda p, case=case: case.description.merge(p).loss(ids, ids, labels, key=jax.random.key(3))[0]  # noqa: E731, B023
         results[policy] = jax.jit(jax.value_and_grad(loss))(case.params)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(results["none"][1]))
     for policy in ("dots", "full"):
@@ -194,7 +254,7 @@ def test_loss_is_the_mean_cross_entropy_of_the_next_tokens(make):
     ids, labels = case.batch()
     rows = logits(case, ids, labels).astype(np.float64)
     log_probs = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
-    loss, metrics = case.generator.loss(Tokens(ids), labels)
+    loss, metrics = case.generator.loss(ids, ids, labels)
     np.testing.assert_allclose(loss, -np.take_along_axis(log_probs, np.asarray(ids), -1).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["token_accuracy"], (rows.argmax(-1) == np.asarray(ids)[..., 0]).mean())
     np.testing.assert_allclose(case.generator.head.log_probs(jnp.asarray(rows, jnp.float32)), log_probs, atol=1e-5)
@@ -206,13 +266,13 @@ def test_the_first_loss_is_that_of_a_uniform_guess(make, dtype):
     params = case.description.init(jax.random.key(0))
     ids, labels = case.batch()
     for key in (None, jax.random.key(0)):
-        loss, _ = case.description.merge(params).loss(Tokens(ids), labels, key=key)
+        loss, _ = case.description.merge(params).loss(ids, ids, labels, key=key)
         assert loss == np.float32(np.log(37)) or abs(loss - np.log(37)) < 5e-7 * np.log(37)
 
 
 def test_label_dropout_replaces_its_share_by_no_class():
     init = nnx.initializers.normal(1.0)
-    condition = ClassCondition(10, 4, dropout=0.1, init=init, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    condition = ClassCondition(classes=10, width=4, dropout=0.1, init=init, dtype=jnp.float32, rngs=nnx.Rngs(0))
     labels = jnp.arange(20_000) % 10
     dropped = np.asarray(condition.drop(labels, jax.random.key(0)))
     gone = dropped == 10
@@ -226,9 +286,9 @@ def test_label_dropout_replaces_its_share_by_no_class():
 def test_training_with_all_labels_dropped_is_unconditional(make):
     case = make(label_dropout=1.0)
     ids, labels = case.batch()
-    dropped, _ = case.generator.loss(Tokens(ids), labels, key=jax.random.key(0))
-    unconditional, _ = case.generator.loss(Tokens(ids), jnp.full_like(labels, case.classes))
-    conditional, _ = case.generator.loss(Tokens(ids), labels)
+    dropped, _ = case.generator.loss(ids, ids, labels, key=jax.random.key(0))
+    unconditional, _ = case.generator.loss(ids, ids, jnp.full_like(labels, case.classes))
+    conditional, _ = case.generator.loss(ids, ids, labels)
     np.testing.assert_allclose(dropped, unconditional, rtol=1e-6)
     assert abs(dropped - conditional) > 1e-3
 
@@ -244,7 +304,7 @@ def test_dropout_is_on_in_training_and_off_in_evaluation(make):
     assert train[0] == train[1]
     assert abs(train[0] - train[2]) > 1e-4
     assert abs(train[0] - plain) > 1e-4
-    np.testing.assert_allclose(plain, make(dropout=0.0).generator.loss(Tokens(ids), labels)[0], rtol=1e-6)
+    np.testing.assert_allclose(plain, make(dropout=0.0).generator.loss(ids, ids, labels)[0], rtol=1e-6)
 
 
 def test_bfloat16_gives_float32_logits_near_those_of_float32(make):

@@ -41,7 +41,8 @@ def test_an_unknown_schedule_offers_the_nearest():
     [
         ([2, 2, 2], [(0, 3, True)]),
         ([1, 1], [(0, 2, False)]),
-        ([1, 2, 3, 1, 1, 0], [(0, 1, False), (1, 3, True), (3, 5, False), (5, 6, True)]),
+        ([1, 1, 3, 1, 1, 0], [(0, 2, False), (2, 3, True), (3, 5, False), (5, 6, True)]),
+        ([1, 2, 2, 1, 3, 1], [(0, 5, True), (5, 6, False)]),  # a single one before guidance is computed as if guided
         ([5], [(0, 1, True)]),
     ],
 )

@@ -9,9 +9,10 @@ from scipy import stats
 from generator.sampling.distribution import Filters, gumbel_noise, target_distribution
 from generator.sampling.guidance import guidance_scales
 from generator.sampling.sequential import SAMPLERS, sequential
+from jobs.feeds import TokenFeed
 from models.registry import build
-from models.tokens import Tokens
 
+TOKENS = TokenFeed()
 PLAIN = {"name": "sequential", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0,
          "guidance_schedule": "constant", "guidance_interval": (0.0, 1.0)}  # fmt: skip
 
@@ -19,7 +20,7 @@ PLAIN = {"name": "sequential", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "gu
 def sample(case, labels, images, *, scales, filters=Filters(), seed=0):  # noqa: B008
     def run(params):
         generator = case.sampling.merge(params)
-        return sequential(generator, labels, images, seed=seed, filters=filters, scales=scales)
+        return sequential(generator, labels, images, TOKENS, seed=seed, filters=filters, scales=scales)
 
     out = jax.jit(run)(case.sampling_params)
     return np.asarray(out.tokens.ids)[..., 0], np.asarray(out.calls)
@@ -27,7 +28,7 @@ def sample(case, labels, images, *, scales, filters=Filters(), seed=0):  # noqa:
 
 def slow_sample(case, labels, images, *, scales, filters=Filters(), seed=0):  # noqa: B008
     """Token after token with the full forward of both conditions, no cache."""
-    full = jax.jit(lambda p, ids, labels: case.description.merge(p).logits(Tokens(ids[..., None]), labels))
+    full = jax.jit(lambda p, ids, labels: case.description.merge(p).logits(ids[..., None], labels))
     ids = np.zeros((len(labels), case.spec.positions), np.int32)
     for t in range(ids.shape[1]):
         conditional = full(case.params, ids, labels)[:, t]
@@ -39,10 +40,10 @@ def slow_sample(case, labels, images, *, scales, filters=Filters(), seed=0):  # 
     return ids
 
 
-SCALES = {  # with the calls of the model: one a token, and one more wherever guidance comes back
+SCALES = {  # with the calls of the model: one a token, and one more wherever guidance comes back after more than one without
     "off": (np.ones(12), 12),
     "on": (np.full(12, 2.5), 12),
-    "rising": (guidance_scales(12, scale=3.0, schedule="linear", interval=(0.0, 1.0)), 13),
+    "rising": (guidance_scales(12, scale=3.0, schedule="linear", interval=(0.0, 1.0)), 12),
     "in the middle": (guidance_scales(12, scale=3.0, schedule="constant", interval=(0.3, 0.7)), 13),
     "twice": (np.array([3, 3, 1, 1, 1, 2, 2, 1, 1, 4, 1, 1]), 14),
 }
@@ -62,8 +63,12 @@ def test_an_image_depends_on_its_seed_and_index_alone(make):
     case, scales = make(), np.full(12, 2.0, np.float32)
     labels, images = jnp.arange(16) % 5, jnp.arange(16)
     together, _ = sample(case, labels, images, scales=scales)
-    run = jax.jit(lambda params, labels, images: sequential(
-        case.sampling.merge(params), labels, images, seed=0, filters=Filters(), scales=scales).tokens.ids[..., 0])  # fmt: skip
+    options = {"seed": 0, "filters": Filters(), "scales": scales}
+
+    @jax.jit
+    def run(params, labels, images):
+        return sequential(case.sampling.merge(params), labels, images, TOKENS, **options).tokens.ids[..., 0]
+
     for size in (1, 4):
         parts = [run(case.sampling_params, labels[i : i + size], images[i : i + size]) for i in range(0, 16, size)]
         np.testing.assert_array_equal(np.concatenate(parts), together)
@@ -83,7 +88,7 @@ def test_sampled_sequences_follow_the_exact_joint_distribution(make, scale, fiel
     case, count, filters = make(height=2, width=2, codes=3, classes=2, scale=0.5), 4096, Filters(**fields)
     scales = np.full(4, scale, np.float32)
     every = np.array(list(itertools.product(range(3), repeat=4)), np.int32)
-    tokens, labels = Tokens(jnp.asarray(every)[..., None]), jnp.ones(81, int)
+    tokens, labels = jnp.asarray(every)[..., None], jnp.ones(81, int)
     conditional, unconditional = (case.generator.logits(tokens, labels * label) for label in (1, 2))
     log_probs = np.asarray(
         target_distribution(conditional, unconditional, jnp.full((81, 4), scale), filters), np.float64
@@ -109,9 +114,9 @@ def test_a_config_section_builds_the_same_sampler(make):
         "guidance_interval": [0.2, 0.9],
         "top_k": 5,
     }
-    sampler = build("sampler", SAMPLERS, section, positions=12, seed=4)
+    sampler = build("sampler", SAMPLERS, section, seed=4)
     labels, images = jnp.array([0, 3]), jnp.array([2, 6])
-    out = jax.jit(lambda params: sampler(case.sampling.merge(params), labels, images))(case.sampling_params)
+    out = jax.jit(lambda params: sampler(case.sampling.merge(params), labels, images, TOKENS))(case.sampling_params)
     scales = guidance_scales(12, scale=3.0, schedule="cosine", interval=(0.2, 0.9))
     expected, calls = sample(case, labels, images, scales=scales, filters=Filters(top_k=5), seed=4)
     np.testing.assert_array_equal(out.tokens.ids[..., 0], expected)
@@ -123,5 +128,5 @@ def test_greedy_sampling_is_the_argmax_of_every_step(make):
     labels, images = jnp.array([0, 3]), jnp.array([2, 6])
     scales = np.ones(12, np.float32)
     ids, _ = sample(case, labels, images, scales=scales, filters=Filters(temperature=0.0))
-    rows = case.generator.logits(Tokens(jnp.asarray(ids)[..., None]), labels)
+    rows = case.generator.logits(jnp.asarray(ids)[..., None], labels)
     np.testing.assert_array_equal(rows.argmax(-1), ids)

@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from models.modules import Params
+from models.tokens import Grid
 
 
 def normalise(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -55,10 +56,14 @@ class VectorQuantizer(nnx.Module):
         codebook = self.codebook[...].astype(jnp.float32)
         return normalise(codebook) if self.l2_norm else codebook
 
+    def shape(self, grid: Grid) -> Grid:
+        """How the tokens of a grid of latents lie: one a cell."""
+        return grid
+
     def quantize(
-        self, z: Float[Array, "*B D"]
+        self, z: Float[Array, "*B D"], *, key: jax.Array | None = None
     ) -> tuple[Float[Array, "*B D"], Int[Array, "*B 1"], dict[str, Float[Array, ""]]]:
-        """Nearest codes of latents, in float32: (z_q with a straight-through gradient, ids, losses)."""
+        """Nearest codes of latents, in float32: (z_q with a straight-through gradient, ids, losses); nothing is random."""
         z, rows = z.astype(jnp.float32), self.rows()
         if self.l2_norm:
             z = normalise(z)

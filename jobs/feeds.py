@@ -1,0 +1,72 @@
+"""What feeds a generator's slots: made here, where tokenizer and generator are both known."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jobs.workdir import describe_generator, describe_tokenizer, load, token_spec
+from models.errors import UserError
+from tokenizer.quantizers.multi_scale import MultiScaleQuantizer
+from tokenizer.tokenizer import Tokenizer
+
+
+class TokenFeed:
+    """The token before."""
+
+    def whole(self, ids: jax.Array) -> jax.Array:
+        """What feeds all slots under teacher forcing: (B, N, K)."""
+        return ids
+
+    def start(self, batch: int) -> tuple[()]:
+        """Nothing is remembered."""
+        return ()
+
+    def next(self, state: Any, drawn: jax.Array, time: Any) -> tuple[Any, jax.Array]:
+        """The ids themselves (B, n, K)."""
+        if jnp.issubdtype(drawn.dtype, jnp.floating):
+            raise UserError("sampler.smooth mixes the codes of scales; a generator that is fed with tokens has none to mix.")
+        return state, drawn
+
+
+class ScaleFeed:
+    """The codes of the scales before, summed and averaged to the next one's grid; the state is the sum."""
+
+    def __init__(self, quantizer: MultiScaleQuantizer):
+        self.quantizer = quantizer
+
+    def whole(self, ids: jax.Array) -> jax.Array:
+        """What feeds all slots under teacher forcing: (B, N - n, D), n being the first scale's."""
+        return self.quantizer.scale_inputs(ids)
+
+    def start(self, batch: int) -> jax.Array:
+        """A sum of nothing (B, h, w, D)."""
+        return self.quantizer.start(batch)
+
+    def next(self, state: jax.Array, drawn: jax.Array, time: int) -> tuple[jax.Array, jax.Array | None]:
+        """Of the ids of a scale (B, n, K), or of shares in all codes (B, n, V)."""
+        shares = jnp.issubdtype(drawn.dtype, jnp.floating)
+        codes = drawn @ self.quantizer.inner.rows() if shares else self.quantizer.inner.lookup(drawn)
+        return self.quantizer.next_scale(state, codes, time)
+
+
+FEEDS: dict[str, Callable[[Tokenizer], Any]] = {
+    "tokens": lambda tokenizer: TokenFeed(),
+    "features": lambda tokenizer: ScaleFeed(tokenizer.quantizer),
+}
+
+
+def training_feed(config: ConfigDict, workdir: Path) -> Callable[[jax.Array], jax.Array]:
+    """ids -> what feeds the config's generator under teacher forcing, by the workdir's tokenizer as it was trained."""
+    tokenizer = describe_tokenizer(config)
+    generator = describe_generator(config, token_spec(tokenizer), scan_layers=True)
+    layout = generator.merge(generator.shapes).layout
+    if layout.feed == "tokens":
+        return lambda ids: ids
+    # Of the parameters a program holds only what it uses: codebook and phi. They are numpy's, so that they belong to no
+    # mesh.
+    params = jax.device_get(load("tokenizer", tokenizer, workdir)[0])
+    return lambda ids: FEEDS[layout.feed](tokenizer.merge(params)).whole(ids)
