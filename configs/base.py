@@ -67,6 +67,7 @@ def get_config() -> ConfigDict:
                     "width": 8,  # of a code
                     "commitment": 0.25,
                     "l2_norm": True,  # compare and decode unit vectors
+                    "entropy": 0.0,  # weight of the choices' entropy minus that of their mean
                     "usage_decay": 0.99,  # of the codes' running shares
                     "revive_below": 0.03,  # codes rarer than this, in uniform shares, start anew; 0 never
                 },
@@ -134,7 +135,10 @@ def get_config() -> ConfigDict:
             "sample": {
                 "count": 100,  # images
                 "batch_size": 100,  # images a program
-                "classes": (-1,),  # asked for in turn; (-1,) is all of them
+                "classes": (-1,),  # asked for in turn, by number, or ImageNet's by name; (-1,) is all of them
+                "features": "",  # npz of captions' features, for generators of captions
+                "edit": "",  # image of which a part is painted anew,
+                "mask": "",  # and an image of its size, white there
                 "columns": 10,  # of the picture
             },
             "evaluation": {

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -32,7 +33,7 @@ class ClassCondition(nnx.Module):
         return self.table(labels)[:, None]
 
     def null(self, labels: Int[Array, "B"]) -> Int[Array, "B"]:
-        """"No class" for each."""
+        """The label of no class for each."""
         return jnp.full_like(labels, self.none)
 
     def drop(self, labels: Int[Array, "B"], key: jax.Array) -> Int[Array, "B"]:
@@ -52,8 +53,17 @@ class Captions(NamedTuple):
       present: int32 (B, S), 1 for a caption's own, 0 for padding.
     """
 
-    features: Float[Array, "B S F"]
-    present: Int[Array, "B S"]
+    features: Float[Array | np.ndarray, "B S F"]
+    present: Int[Array | np.ndarray, "B S"]
+
+
+def left_padded(features: Float[np.ndarray, "B S F"], mask: Int[np.ndarray, "B S"]) -> Captions:
+    """Captions whose own features come first, turned so that they come last; padding becomes 0, as in LlamaGen."""
+    lengths = mask.sum(axis=1, keepdims=True)
+    places = (np.arange(mask.shape[1]) + lengths) % mask.shape[1]
+    present = np.flip(mask, axis=1).astype(np.int32)
+    turned = np.take_along_axis(features, places[..., None], axis=1)
+    return Captions(np.where(present[..., None] == 1, turned, 0).astype(features.dtype), present)
 
 
 class TextCondition(nnx.Module):
@@ -78,7 +88,7 @@ class TextCondition(nnx.Module):
         return self.out(jax.nn.gelu(self.up(captions.features), approximate=True))
 
     def null(self, captions: Captions) -> Captions:
-        """"No caption" for each, as long as it is."""
+        """The features of no caption for each, as long as it is."""
         none = jax.lax.stop_gradient(self.none[...])
         return captions._replace(features=jnp.broadcast_to(none, captions.features.shape))
 

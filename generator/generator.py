@@ -133,7 +133,9 @@ class Generator(nnx.Module):
         """Inputs with learned positions added, and the slots' table of rotary ones, where there are such."""
         if self.positions is not None:
             return x + self.positions(slots), None
-        position = self.layout.position[slots] if isinstance(slots, np.ndarray) else jnp.asarray(self.layout.position)[slots]
+        position = (
+            self.layout.position[slots] if isinstance(slots, np.ndarray) else jnp.asarray(self.layout.position)[slots]
+        )
         return x, rotary_table(position, self.head_dim, self.nowhere)
 
     def outputs(self, inputs: Inputs, condition: Condition, *, key: jax.Array | None = None) -> Float[Array, "B N V"]:
@@ -198,7 +200,13 @@ class Generator(nnx.Module):
         return Context(visibility, self.transformer.modulations(self.vector(condition)))
 
     def extend(
-        self, cache: list[Cache], inputs: Float[Array, "B n D"], slots: Slots, context: Context, *, read: int | None = None
+        self,
+        cache: list[Cache],
+        inputs: Float[Array, "B n D"],
+        slots: Slots,
+        context: Context,
+        *,
+        read: int | None = None,
     ) -> tuple[Float[Array, "B n V"], list[Cache]]:
         """The one incremental call: outputs of n slots of each row, given the cache of the slots before.
 

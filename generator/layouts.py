@@ -73,7 +73,9 @@ def raster(spec: TokenSpec, entries: int) -> SequenceLayout:
     Tokens are predicted from the condition's last entry on; the entries before it are computed with it.
     """
     if not isinstance(spec.shape, Grid):
-        raise UserError("the layout 'raster' is for tokens on one grid; those of several scales need the layout 'scales'.")
+        raise UserError(
+            "the layout 'raster' is for tokens on one grid; those of several scales need the layout 'scales'."
+        )
     slots = np.arange(entries + spec.positions - 1, dtype=np.int32)
     target = slots - (entries - 1)
     fed = slots - entries

@@ -28,7 +28,9 @@ class TokenFeed:
     def next(self, state: Any, drawn: jax.Array, time: Any) -> tuple[Any, jax.Array]:
         """The ids themselves (B, n, K)."""
         if jnp.issubdtype(drawn.dtype, jnp.floating):
-            raise UserError("sampler.smooth mixes the codes of scales; a generator that is fed with tokens has none to mix.")
+            raise UserError(
+                "sampler.smooth mixes the codes of scales; a generator that is fed with tokens has none to mix."
+            )
         return state, drawn
 
 
@@ -66,7 +68,7 @@ def training_feed(config: ConfigDict, workdir: Path) -> Callable[[jax.Array], ja
     layout = generator.merge(generator.shapes).layout
     if layout.feed == "tokens":
         return lambda ids: ids
-    # Of the parameters a program holds only what it uses: codebook and phi. They are numpy's, so that they belong to no
-    # mesh.
-    params = jax.device_get(load("tokenizer", tokenizer, workdir)[0])
+    params, _ = load(
+        "tokenizer", tokenizer, workdir
+    )  # of which a program's constants are what it uses: codebook and phi
     return lambda ids: FEEDS[layout.feed](tokenizer.merge(params)).whole(ids)

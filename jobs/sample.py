@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from ml_collections import ConfigDict
 from evaluation.pictures import image_grid
 from generator.generator import sampling_params
 from generator.sampling.sequential import SAMPLERS
+from jobs.conditions import asked_conditions, fingerprints
+from jobs.edit import KEEP, Edit, blended, read_edit
 from jobs.feeds import FEEDS
 from jobs.workdir import NEWEST, describe_generator, describe_tokenizer, load, token_spec
 from models import sharding
-from models.errors import UserError
 from models.files import write_json, write_npz
 from models.progress import Progress
 from models.registry import build
@@ -33,7 +33,7 @@ class Samples:
     Attributes:
       images: uint8 (N, H, W, C).
       ids: int32 (N, T, K), their tokens.
-      labels: int32 (N,), the classes asked for.
+      labels: int32 (N,), the classes asked for, or the numbers of the captions.
       calls: calls of the model an image.
       images_per_second: of the median batch.
     """
@@ -47,50 +47,37 @@ class Samples:
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """W/samples/<sampler>-<step>.png and .npz (ADM's layout: `arr_0` images, `arr_1` labels)."""
-    sampler = Sampler(config, workdir)
+    sampler = Sampler(config, workdir, edit=read_edit(config))
     stem = workdir / "samples" / f"{config.sampler.name}-{sampler.step}"
-    settings = {"sampler": config.sampler.to_dict(), "sample": config.sample.to_dict(), "step": sampler.step}
+    settings = {"sampler": config.sampler.to_dict(), "sample": config.sample.to_dict(), "step": sampler.step,
+                "files": fingerprints(config.sample)}  # fmt: skip
     record = stem.with_suffix(".json")
     if record.exists() and json.loads(record.read_text())["settings"] == json.loads(json.dumps(settings)):
         print(f"sampled already: {stem}.png, {stem}.npz")
         return
     if jax.process_index():  # a few pictures: one process draws them
         return
-    labels = asked_classes(config.sample.classes, config.data.classes, config.sample.count)
-    samples = sampler(labels, config.sample.batch_size)
+    condition = asked_conditions(config)
+    samples = sampler(condition, config.sample.batch_size)
     stem.parent.mkdir(exist_ok=True)
     image_grid(stem.with_suffix(".png"), samples.images, config.sample.columns)
     write_npz(stem.with_suffix(".npz"), arr_0=samples.images, arr_1=samples.labels)
     measured = {"images_per_second": samples.images_per_second, "calls_per_image": samples.calls}
     write_json(record, {"settings": settings, **measured})
     print(
-        f"{len(labels)} images, {samples.images_per_second:.1f} images/s, {samples.calls:g} calls of the model an image"
+        f"{len(samples.images)} images, {samples.images_per_second:.1f} images/s, {samples.calls:g} calls of the model an image"
     )
     print(f"{stem}.png, {stem}.npz")
 
 
-def asked_classes(asked: Sequence[int], classes: int, count: int) -> Int[np.ndarray, "N"]:
-    """`count` labels, the asked classes in turn; (-1,) stands for all.
-
-    Raises:
-      UserError: a class that the model does not have.
-    """
-    if tuple(asked) == (-1,):
-        asked = range(classes)
-    for label in asked:
-        if not 0 <= label < classes:
-            raise UserError(f"class {label} is out of range; the model knows 0 to {classes - 1}.")
-    return np.resize(np.asarray(asked, np.int32), count)
-
-
 class Sampler:
-    """The sampler of a workdir's config over its newest checkpoints: labels -> `Samples`.
+    """The sampler of a workdir's config over its newest checkpoints: conditions -> `Samples`.
 
-    From labels and indices to pixels a batch is one compiled program. Image i depends on (seed, i) alone, so the batch size
+    From conditions and indices to pixels a batch is one compiled program. Image i depends on (seed, i) alone, so the batch size
     and the number of devices do not change it; the last batch is filled up rather than compiled for its own size.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, step: int = NEWEST):
+    def __init__(self, config: ConfigDict, workdir: Path, step: int = NEWEST, *, edit: Edit | None = None):
         tokenizer = describe_tokenizer(config)
         spec = token_spec(tokenizer)
         sample = build("sampler", SAMPLERS, config.sampler.to_dict(), seed=config.seed)
@@ -103,44 +90,51 @@ class Sampler:
         self.weights = {"generator": checksum(params), "tokenizer": checksum(decoder)}
         self.mesh = sharding.local_mesh()
 
-        def program(params: Any, labels: jax.Array, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def program(params: Any, condition: Any, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
             model, decoder = generator.merge(params[0]), tokenizer.merge(params[1])
-            output = sample(model, labels, indices, FEEDS[model.layout.feed](decoder))
+            feed = model.layout.feed
+            revise = KEEP[feed](edit, decoder) if edit else None
+            output = sample(model, condition, indices, FEEDS[feed](decoder), revise=revise)
             # Mixed codes are those of no tokens.
             images = decoder.images(output.state) if config.sampler.smooth else decoder.decode(output.tokens)
+            images = blended(edit, decoder, images) if edit else images
             return to_uint8(images), output.tokens.ids, output.calls
 
         self.program = jax.jit(program)
         self.compiled: dict[int, Any] = {}  # by images a program
 
-    def __call__(self, labels: Int[np.ndarray, "N"], batch_size: int) -> Samples:
-        """Images 0 to N - 1 of the run, of the classes `labels`."""
-        size = min(batch_size, len(labels))
-        progress = Progress("sample", len(labels))
+    def __call__(self, condition: Any, batch_size: int) -> Samples:
+        """Images 0 to N - 1 of the run, of N conditions: labels int32 (N,), or `Captions`."""
+        count = len(jax.tree.leaves(condition)[0])
+        size = min(batch_size, count)
+        progress = Progress("sample", count)
         batches = []
-        for start in range(0, len(labels), size):
-            batches.append(self.batch(labels, start, size))
-            progress.update(min(start + size, len(labels)))
+        for start in range(0, count, size):
+            batches.append(self.batch(condition, start, size))
+            progress.update(min(start + size, count))
         progress.close()
         images, ids, calls = (np.concatenate([batch[name] for batch in batches]) for name in ("images", "ids", "calls"))
         speed = images_per_second([batch["seconds_per_image"] for batch in batches])
+        labels = condition if isinstance(condition, np.ndarray) else np.arange(count, dtype=np.int32)
         return Samples(images, ids, labels, float(calls.mean()), speed)
 
-    def batch(self, labels: Int[np.ndarray, "N"], start: int, size: int) -> dict[str, np.ndarray]:
+    def batch(self, condition: Any, start: int, size: int) -> dict[str, np.ndarray]:
         """Images `start` to `start + size` - 1 of the run, fewer at its end, by one program of `size` images.
 
         Returns:
-          images uint8 (n, H, W, C), ids int32 (n, T, K), calls int32 (n,), seconds_per_image float64 (), compilation
+          images uint8 (n, H, W, C), ids int32 (n, N, K), calls int32 (n,), seconds_per_image float64 (), compilation
           not counted.
         """
+        count = len(jax.tree.leaves(condition)[0])
         whole = size + -size % self.mesh.size  # so that each device has its share
         indices = np.arange(start, start + whole, dtype=np.int32)
-        batch = place_batch({"label": np.take(labels, indices, mode="clip"), "index": indices}, self.mesh)
+        rows = jax.tree.map(lambda leaf: np.take(leaf, indices, axis=0, mode="clip"), condition)
+        arguments = (self.params, *place_batch((rows, indices), self.mesh))
         if whole not in self.compiled:
-            self.compiled[whole] = self.program.lower(self.params, batch["label"], batch["index"]).compile()
+            self.compiled[whole] = self.program.lower(*arguments).compile()
         began = time.monotonic()
-        found = jax.device_get(self.compiled[whole](self.params, batch["label"], batch["index"]))
-        kept = min(size, len(labels) - start)
+        found = jax.device_get(self.compiled[whole](*arguments))
+        kept = min(size, count - start)
         arrays = {name: array[:kept] for name, array in zip(("images", "ids", "calls"), found)}
         return {**arrays, "seconds_per_image": np.float64((time.monotonic() - began) / size)}
 

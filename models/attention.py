@@ -27,7 +27,9 @@ def attention(
     # One matrix product a (sample, key head): XLA's CPU and TPU back ends are fastest on (batch, rows, columns).
     q = q_BTHd.reshape(B, T, G, H // G, d).transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * T, d)
     k, v = k_BSGd.transpose(0, 2, 1, 3), v_BSGd.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("bgtd,bgsd->bgts", q, k, preferred_element_type=jnp.float32) * (d**-0.5 if scale is None else scale)
+    scores = jnp.einsum("bgtd,bgsd->bgts", q, k, preferred_element_type=jnp.float32) * (
+        d**-0.5 if scale is None else scale
+    )
     scores = scores.reshape(B, G, H // G, T, S)
     visible = masks.visible(visibility)
     if not (isinstance(visible, np.ndarray) and visible.all()):  # known before anything runs: nothing to hide

@@ -84,7 +84,9 @@ class Architecture:
                bias: bool | None = None) -> Linear:  # fmt: skip
         """A product in this transformer's way."""
         init = lambda key, shape: factor * self.init(key, shape)  # noqa: E731
-        return Linear(inputs, outputs, axes, bias=self.bias if bias is None else bias, init=init, dtype=self.dtype, rngs=rngs)
+        return Linear(
+            inputs, outputs, axes, bias=self.bias if bias is None else bias, init=init, dtype=self.dtype, rngs=rngs
+        )
 
 
 def swiglu_width(width: int) -> int:
@@ -148,7 +150,9 @@ class Block(nnx.Module):
             return shared + self.modulation_offset[...].astype(shared.dtype)
         return None if self.modulation is None or active is None else parts(self.modulation(active), 6)
 
-    def queries_keys_values(self, x: Float[Array, "B T D"], table: Table | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def queries_keys_values(
+        self, x: Float[Array, "B T D"], table: Table | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Of every head, (B, T, heads, head width)."""
         of, (B, T, _) = self.of, x.shape
         q, k, v = jnp.split(self.qkv(x), [of.width, of.width + of.kv_heads * of.head_dim], axis=-1)
@@ -251,7 +255,9 @@ class Transformer(nnx.Module):
             return Block(of, rngs=rngs)
 
         self.of = of
-        self.blocks: Any = stack(block, of.depth, rngs) if scan_layers else nnx.List([block(rngs) for _ in range(of.depth)])
+        self.blocks: Any = (
+            stack(block, of.depth, rngs) if scan_layers else nnx.List([block(rngs) for _ in range(of.depth)])
+        )
         self.norm = RMSNorm(of.width) if of.norm == "rms" else LayerNorm(of.width)
         adaptive = of.norm != "rms"
         self.modulation = modulation(of, 6, rngs=rngs) if of.norm == "adaptive_shared" else None

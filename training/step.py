@@ -117,12 +117,12 @@ def make_step(learner: Any, config: Mapping[str, Any], seed: int) -> Callable[[S
     return step
 
 
-def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's examples as global arrays, split over all devices where they divide."""
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """This process's examples, a tree of arrays, as global ones, split over all devices where they divide."""
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    divides = all(len(leaf) % max(len(mesh.local_devices), 1) == 0 for leaf in batch.values())
+    divides = all(len(leaf) % max(len(mesh.local_devices), 1) == 0 for leaf in jax.tree.leaves(batch))
     place = split if divides else whole
-    return {name: jax.make_array_from_process_local_data(place, leaf) for name, leaf in batch.items()}
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(place, leaf), batch)
 
 
 def checksum(params: State) -> str:

@@ -74,7 +74,10 @@ def sequential(
     """
     layout, batch = generator.layout, len(images)
     nothing = generator.condition.null(condition)
-    asked = {True: jax.tree.map(lambda *rows: jnp.concatenate(rows), condition, nothing), False: condition}  # by "guided"
+    asked = {
+        True: jax.tree.map(lambda *rows: jnp.concatenate(rows), condition, nothing),
+        False: condition,
+    }  # by "guided"
     start = {guided: generator.start(rows) for guided, rows in asked.items()}
     contexts = {guided: generator.context(rows) for guided, rows in asked.items()}
     caches = {unconditional: generator.init_cache(batch) for unconditional in (False, True)}
@@ -203,7 +206,9 @@ def sampler(*, seed: int, temperature: float, top_k: int, top_p: float, guidance
     filters = Filters(temperature, top_k, top_p)
     interval = (guidance_interval[0], guidance_interval[1])
 
-    def sample(generator: Generator, condition: Condition, images: jax.Array, feed: Feed, **options: Any) -> SampleOutput:
+    def sample(
+        generator: Generator, condition: Condition, images: jax.Array, feed: Feed, **options: Any
+    ) -> SampleOutput:
         scales = guidance_scales(
             len(generator.layout.groups), scale=guidance_scale, schedule=guidance_schedule, interval=interval
         )

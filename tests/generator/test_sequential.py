@@ -8,7 +8,7 @@ from scipy import stats
 
 from generator.sampling.distribution import Filters, gumbel_noise, target_distribution
 from generator.sampling.guidance import guidance_scales
-from generator.sampling.sequential import SAMPLERS, sequential
+from generator.sampling.sequential import SAMPLERS, mixture, sequential
 from jobs.feeds import TokenFeed
 from models.registry import build
 
@@ -20,24 +20,29 @@ PLAIN = {"name": "sequential", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "gu
 def sample(case, labels, images, *, scales, filters=Filters(), seed=0):  # noqa: B008
     def run(params):
         generator = case.sampling.merge(params)
-        return sequential(generator, labels, images, TOKENS, seed=seed, filters=filters, scales=scales)
+        return sequential(generator, labels, images, case.feed, seed=seed, filters=filters, scales=scales)
 
     out = jax.jit(run)(case.sampling_params)
     return np.asarray(out.tokens.ids)[..., 0], np.asarray(out.calls)
 
 
 def slow_sample(case, labels, images, *, scales, filters=Filters(), seed=0):  # noqa: B008
-    """Token after token with the full forward of both conditions, no cache."""
-    full = jax.jit(lambda p, ids, labels: case.description.merge(p).logits(ids[..., None], labels))
-    ids = np.zeros((len(labels), case.spec.positions), np.int32)
-    for t in range(ids.shape[1]):
-        conditional = full(case.params, ids, labels)[:, t]
-        unconditional = full(case.params, ids, jnp.full_like(labels, case.classes))[:, t]
-        guided = unconditional + scales[t] * (conditional - unconditional)
+    """Time after time with the full forward of both conditions, no cache."""
+
+    def full(params, ids, labels):
+        return case.description.merge(params).logits(case.inputs(ids), labels)
+
+    full, layout = jax.jit(full), case.generator.layout
+    ids = np.zeros((len(labels), case.spec.positions, 1), np.int32)
+    for time, (start, stop) in enumerate(layout.groups):
+        tokens = layout.target[start:stop]
+        conditional = full(case.params, ids, labels)[:, tokens]
+        unconditional = full(case.params, ids, jnp.full_like(labels, case.classes))[:, tokens]
+        guided = unconditional + scales[time] * (conditional - unconditional)
         log_probs = target_distribution(guided, None, 1.0, filters)
-        noise = gumbel_noise(seed, images, jnp.full((len(labels), 1), t), case.codes)[:, 0]
-        ids[:, t] = np.argmax(np.asarray(log_probs) + np.asarray(noise), axis=-1)
-    return ids
+        noise = gumbel_noise(seed, images, jnp.broadcast_to(tokens, (len(labels), len(tokens))), case.codes)
+        ids[:, tokens, 0] = np.argmax(np.asarray(log_probs) + np.asarray(noise), axis=-1)
+    return ids[..., 0]
 
 
 SCALES = {  # with the calls of the model: one a token, and one more wherever guidance comes back after more than one without
@@ -57,6 +62,88 @@ def test_tokens_are_those_of_a_slow_loop_that_always_computes_both(make, name):
     found, called = sample(case, labels, images, **options)
     np.testing.assert_array_equal(found, slow_sample(case, labels, images, **options))
     np.testing.assert_array_equal(called, [calls] * 4)
+
+
+SCHEDULES_OF_SCALES = {"off": ([1, 1, 1], 3), "var": ([1, 2, 3], 3), "late": ([1, 1, 3], 4), "early": ([2, 1, 1], 3)}
+NEXT_SCALE = {
+    "layout": "scales",
+    "activation": "gelu",
+    "qk_norm": "l2",
+    "bias": True,
+    "position": "learned",
+    "norm": "adaptive",
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES_OF_SCALES)
+def test_scales_are_those_of_a_slow_loop(make, name):
+    case, (scales, calls) = make(**NEXT_SCALE), SCHEDULES_OF_SCALES[name]
+    labels, images = jnp.array([1, 4, 0, 1]), jnp.array([7, 0, 3, 8])
+    options = {"scales": np.array(scales, np.float32), "filters": Filters(temperature=1.2, top_k=9), "seed": 5}
+    found, called = sample(case, labels, images, **options)
+    np.testing.assert_array_equal(found, slow_sample(case, labels, images, **options))
+    np.testing.assert_array_equal(called, [calls] * 4)
+
+
+def test_an_image_of_scales_depends_on_its_seed_and_index_alone(make):
+    case, scales = make(**NEXT_SCALE), np.array([1.0, 2.0, 2.5], np.float32)
+    labels, images = jnp.arange(6) % 5, jnp.arange(6)
+    together, _ = sample(case, labels, images, scales=scales)
+    alone = [sample(case, labels[i : i + 1], images[i : i + 1], scales=scales)[0] for i in range(6)]
+    np.testing.assert_array_equal(np.concatenate(alone), together)
+
+
+def test_the_state_at_the_end_is_the_sum_of_the_codes_drawn(make):
+    case = make(**NEXT_SCALE)
+    labels = images = jnp.arange(4)
+
+    def run(params, smooth):
+        return sequential(case.sampling.merge(params), labels, images, case.feed, seed=0, filters=Filters(),
+                          scales=np.ones(3, np.float32), smooth=smooth)  # fmt: skip
+
+    plain, smooth = (jax.jit(run, static_argnums=1)(case.sampling_params, smooth) for smooth in (False, True))
+    np.testing.assert_allclose(plain.state, case.feed.quantizer.lookup(plain.tokens.ids), atol=1e-5)
+    # Mixed codes of the first scale move what is drawn later, but not the first draw.
+    np.testing.assert_array_equal(smooth.tokens.ids[:, 0], plain.tokens.ids[:, 0])
+    assert np.abs(smooth.state - plain.state).max() > 1e-3
+
+
+def test_a_mixture_is_nearly_one_code_at_the_last_scale_and_never_one_that_was_removed():
+    log_probs = jax.nn.log_softmax(jnp.array([[[2.0, 1.0, -jnp.inf, 0.0]]]))
+    noise = jnp.array([[[0.3, 0.1, 9.0, -0.2]]])
+    first, last = mixture(log_probs, noise, 0.0), mixture(log_probs, noise, 1.0)
+    np.testing.assert_allclose(first, jax.nn.softmax((log_probs + noise) / 0.27), rtol=1e-5)
+    np.testing.assert_allclose(last[0, 0], [1, 0, 0, 0], atol=1e-6)
+    assert first[0, 0, 2] == last[0, 0, 2] == 0
+    assert 0.5 < first[0, 0, 0] < 0.999
+
+
+@pytest.mark.parametrize("options", [{}, NEXT_SCALE], ids=["raster", "scales"])
+def test_known_tokens_are_kept_and_the_others_follow_them(make, options):
+    case = make(**options)
+    (labels, images), layout = (jnp.arange(4), jnp.arange(4)), case.generator.layout
+    scales = np.full(len(layout.groups), 2.0, np.float32)
+    known = np.random.default_rng(0).integers(0, case.codes, (4, case.spec.positions, 1)).astype(np.int32)
+    keep = np.random.default_rng(1).random(case.spec.positions) < 0.5
+
+    def revise(state, drawn, time):
+        start, size = (time, 1) if layout.feed == "tokens" else (layout.groups[time][0], drawn.shape[1])
+        own = jax.lax.dynamic_slice_in_dim(jnp.asarray(known), start, size, axis=1)
+        return jnp.where(jax.lax.dynamic_slice_in_dim(jnp.asarray(keep), start, size)[:, None], own, drawn)
+
+    def run(params):
+        return sequential(case.sampling.merge(params), labels, images, case.feed, seed=0, filters=Filters(), scales=scales,
+                          revise=revise)  # fmt: skip
+
+    ids = np.asarray(jax.jit(run)(case.sampling_params).tokens.ids)
+    np.testing.assert_array_equal(ids[:, keep], known[:, keep])
+    # Every other token is what its distribution given all before it, known ones too, and its noise make it.
+    conditional = case.generator.logits(case.inputs(jnp.asarray(ids)), labels)
+    unconditional = case.generator.logits(case.inputs(jnp.asarray(ids)), jnp.full_like(labels, case.classes))
+    log_probs = target_distribution(conditional, unconditional, 2.0, Filters())
+    positions = jnp.broadcast_to(jnp.arange(case.spec.positions), ids.shape[:2])
+    drawn = jnp.argmax(log_probs + gumbel_noise(0, images, positions, case.codes), axis=-1)
+    np.testing.assert_array_equal(ids[:, ~keep, 0], np.asarray(drawn)[:, ~keep])
 
 
 def test_an_image_depends_on_its_seed_and_index_alone(make):

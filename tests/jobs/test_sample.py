@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jobs.sample import Sampler, asked_classes, to_uint8
+from jobs.conditions import asked_classes
+from jobs.sample import Sampler, to_uint8
 from jobs.workdir import read_config
 from models.errors import UserError
 

@@ -53,7 +53,9 @@ class MultiScaleQuantizer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if not scales or min(scales) < 1 or list(scales) != sorted(scales):
-            raise UserError(f"quantizer scales {tuple(scales)} must be sides of 1 or more, none smaller than the one before.")
+            raise UserError(
+                f"quantizer scales {tuple(scales)} must be sides of 1 or more, none smaller than the one before."
+            )
         self.inner = inner
         self.grids = tuple(Grid(side, side) for side in scales)
         self.convolutions = nnx.List(
@@ -144,7 +146,9 @@ class MultiScaleQuantizer(nnx.Module):
     ) -> Params:
         """Follow the codes' shares; dead ones restart at what was left over at some scale."""
         totals = [self.start(len(z)), *self.sums(ids)]
-        left = [self.residual(z, total, scale).reshape(len(z), -1, self.width) for scale, total in enumerate(totals[:-1])]
+        left = [
+            self.residual(z, total, scale).reshape(len(z), -1, self.width) for scale, total in enumerate(totals[:-1])
+        ]
         return self.inner.update_statistics(statistics, jnp.concatenate(left, axis=1), ids, key)
 
     def revive(self, params: Params, statistics: Params) -> tuple[Params, Params]:
@@ -179,9 +183,13 @@ def phi_table(scales: int, count: int) -> Int[np.ndarray, "S"]:
     """Which of `count` convolutions each scale uses: the one whose tick is nearest, the first of equals.
 
     In float64, as in VAR's code: with 10 scales two distances are equal but for rounding. Its ticks leave a margin of 1/12
-    where there are 4 convolutions, and of half a distance otherwise.
+    where there are 4 convolutions, and of half a distance otherwise (`phi_ticks`).
     """
-    margin = 1 / (3 * count) if count == 4 else 1 / (2 * count)
-    ticks = np.linspace(margin, 1 - margin, count)
     places = np.arange(scales) / max(scales - 1, 1)
-    return np.abs(ticks - places[:, None]).argmin(axis=1)
+    return np.abs(phi_ticks(count) - places[:, None]).argmin(axis=1)
+
+
+def phi_ticks(count: int) -> Float[np.ndarray, "K"]:
+    """Where on the way from the first scale to the last each of `count` convolutions stands."""
+    margin = 1 / (3 * count) if count == 4 else 1 / (2 * count)
+    return np.linspace(margin, 1 - margin, count)

@@ -19,6 +19,17 @@ def straight_through(z: Float[Array, "*B D"], z_q: Float[Array, "*B D"]) -> Floa
     return z + jax.lax.stop_gradient(z_q - z)
 
 
+def entropy_loss(distances: Float[Array, "*B V"], temperature: float = 0.01) -> Float[Array, ""]:
+    """Mean entropy of the latents' soft choices minus the entropy of their mean: low where choices are clear and codes all used.
+
+    A choice is softmax(-distance / temperature) (MaskGIT's and LlamaGen's tokenizers).
+    """
+    choices = jax.nn.log_softmax(-distances.reshape(-1, distances.shape[-1]) / temperature, axis=-1)
+    shares = jnp.exp(choices)
+    mean = shares.mean(axis=0)
+    return -jnp.sum(shares * choices, axis=-1).mean() + jnp.sum(mean * jnp.log(mean + 1e-5))
+
+
 class VectorQuantizer(nnx.Module):
     """The nearest of `codes` learned rows.
 
@@ -30,6 +41,7 @@ class VectorQuantizer(nnx.Module):
       width: of a code, D.
       commitment: weight of the second term; 0.25 in every published system.
       l2_norm: compare and decode rows of unit length, as LlamaGen does.
+      entropy: weight of `entropy_loss` at temperature 0.01; LlamaGen's `entropy_loss_ratio`.
       usage_decay: of the running share of each code.
       revive_below: in units of the uniform share 1 / K; 0 never revives.
     """
@@ -41,13 +53,14 @@ class VectorQuantizer(nnx.Module):
         width: int,
         commitment: float = 0.25,
         l2_norm: bool = True,
+        entropy: float = 0.0,
         usage_decay: float = 0.99,
         revive_below: float = 0.03,
         rngs: nnx.Rngs,
     ):
         start = jax.random.uniform(rngs.params(), (codes, width), minval=-1 / codes, maxval=1 / codes)
         self.codebook = nnx.Param(normalise(start) if l2_norm else start, axes=("codes", None))
-        self.commitment, self.l2_norm = commitment, l2_norm
+        self.commitment, self.l2_norm, self.entropy = commitment, l2_norm, entropy
         self.usage_decay, self.revive_below = usage_decay, revive_below
         self.spec_sizes, self.width = (codes,), width
 
@@ -64,17 +77,26 @@ class VectorQuantizer(nnx.Module):
         self, z: Float[Array, "*B D"], *, key: jax.Array | None = None
     ) -> tuple[Float[Array, "*B D"], Int[Array, "*B 1"], dict[str, Float[Array, ""]]]:
         """Nearest codes of latents, in float32: (z_q with a straight-through gradient, ids, losses); nothing is random."""
-        z, rows = z.astype(jnp.float32), self.rows()
-        if self.l2_norm:
-            z = normalise(z)
-        distance = jnp.sum(rows**2, axis=-1) - 2 * z @ rows.T  # up to ||z||^2, which is the same for every code
-        ids = jnp.argmin(distance, axis=-1).astype(jnp.int32)
-        z_q = rows[ids]
+        distances = self.distances(z)
+        ids = jnp.argmin(distances, axis=-1).astype(jnp.int32)
+        z, z_q = self.compared(z), self.rows()[ids]
         losses = {
             "codebook_loss": jnp.mean((z_q - jax.lax.stop_gradient(z)) ** 2),
             "commitment_loss": self.commitment * jnp.mean((jax.lax.stop_gradient(z_q) - z) ** 2),
         }
+        if self.entropy:
+            losses["entropy_loss"] = self.entropy * entropy_loss(distances)
         return straight_through(z, z_q), ids[..., None], losses
+
+    def compared(self, z: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Latents as they are compared with `rows`."""
+        z = z.astype(jnp.float32)
+        return normalise(z) if self.l2_norm else z
+
+    def distances(self, z: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Squared distances to the codes, up to ||z||^2, which is the same for every code."""
+        rows = self.rows()
+        return jnp.sum(rows**2, axis=-1) - 2 * self.compared(z) @ rows.T
 
     def lookup(self, ids: Int[Array, "*B 1"]) -> Float[Array, "*B D"]:
         """The codes of ids."""
