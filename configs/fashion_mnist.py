@@ -1,6 +1,7 @@
 """Fashion-MNIST at 32x32, from npz files; 40 minutes on two CPU cores.
 
     python main.py --config=configs/fashion_mnist.py --config.data.path=DIR
+    python main.py --config=configs/fashion_mnist.py:next=scale --config.data.path=DIR
 
 DIR holds train.npz and test.npz with `images` (N, 28, 28, 1) uint8 and `labels` (N,).
 """
@@ -8,10 +9,12 @@ DIR holds train.npz and test.npz with `images` (N, 28, 28, 1) uint8 and `labels`
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.arguments import parse
+from configs.var import next_scale
 
 
-def get_config() -> ConfigDict:
-    """8x8 tokens of 512 codes."""
+def get_config(argument: str = "next=token") -> ConfigDict:
+    """8x8 tokens of 512 codes; or, `next=scale`, five scales up to 8x8."""
     config = base.get_config()
     config.data.update(name="npz", path="data/fashion_mnist", resolution=32, channels=1, flip=True)
 
@@ -29,4 +32,9 @@ def get_config() -> ConfigDict:
         save_every=300,
     )  # fmt: skip
     config.evaluation.samples = 10_000
+    if parse(argument, next=("token", "scale"))["next"] == "scale":
+        next_scale(config, scales=(1, 2, 3, 5, 8), codes=512, width=8)
+        config.generator.update(mlp=768, rotate_condition=False, init_gates=0.5)
+        config.training.generator.steps = 900  # as long as 1200 of 64 tokens
+        config.sampler.guidance_scale = 3.0
     return config

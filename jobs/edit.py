@@ -109,7 +109,8 @@ def keep_scales(edit: Edit, tokenizer: Tokenizer) -> Callable[[Any, jax.Array, i
     latents = tokenizer.latents(jnp.asarray(to_float(edit.image))[None]).astype(jnp.float32)
 
     def revise(state: jax.Array, drawn: jax.Array, time: int) -> jax.Array:
-        own = quantizer.inner.quantize(quantizer.residual(latents, state, time))[1].reshape(drawn.shape)
+        left = quantizer.residual(jnp.broadcast_to(latents, state.shape), state, time)
+        own = quantizer.inner.quantize(left)[1].reshape(drawn.shape)
         return jnp.where(kept_cells(edit.new, shape.grids[time]).reshape(-1, 1), own, drawn)
 
     return revise

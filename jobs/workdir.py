@@ -73,7 +73,11 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def complete(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
-    """The free fields of today: those that an older workdir lacks by default, those no longer known left out."""
+    """The free fields of today: those that an older workdir lacks by default, those no longer known left out.
+
+    A field that means today what it meant, but is said in other words, is said in today's.
+    """
+    config.generator.qk_norm = {True: "rms", False: "none"}.get(config.generator.qk_norm, config.generator.qk_norm)
     for section in SECTIONS:
         for name, value in config[section].items():
             if name in defaults[section]:
@@ -100,9 +104,9 @@ def flat(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, 
 
 
 def check_same(before: ConfigDict, now: ConfigDict, workdir: Path) -> None:
-    """Refuse, by name, a field that would not fit what the workdir holds."""
+    """Refuse, by name, a field that would not fit what the workdir holds; an older one knows fewer fields."""
     old, new = flat(before), flat(now)
-    for name in sorted(old.keys() | new.keys()):
+    for name in sorted(old):
         parts = name.split(".")
         if any(name == free or name.startswith(f"{free}.") for free in FREE):
             continue

@@ -7,11 +7,14 @@ from jobs import demo
 from jobs.workdir import prepare
 
 
-def make_config():
+def make_config(argument="next=token"):
     """The demo's config with everything small; enough training for a picture, not for a good one."""
-    config = digits.get_config()
+    config = digits.get_config(argument)
     config.tokenizer.update(channels=4, latent_channels=8, multipliers=(1, 2, 2))
-    config.tokenizer.quantizer.update(codes=16, width=4)
+    quantizer = config.tokenizer.quantizer
+    quantizer.get("inner", quantizer).update(codes=16, width=4)
+    if argument == "next=scale":
+        quantizer.scales = (1, 2, 4)
     config.generator.update(width=16, depth=2, heads=2, mlp=32, dropout=0.0)
     config.extract.copies = 2
     for stage in (config.training.tokenizer, config.training.generator):
@@ -31,4 +34,12 @@ def workdir(tmp_path_factory):
     """The workdir of one finished demo; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("demo") / "w"
     demo.run(prepare(make_config(), folder, write=True), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scale_workdir(tmp_path_factory):
+    """The workdir of a finished next-scale demo; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("demo-of-scales") / "w"
+    demo.run(prepare(make_config("next=scale"), folder, write=True), folder)
     return folder
