@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import base, llamagen
+from configs import base, llamagen, var
 from generator.learner import GeneratorLearner
 from jobs.workdir import describe_generator, describe_tokenizer, flat, token_spec
 from tokenizer.learner import Losses, TokenizerLearner
@@ -16,8 +16,10 @@ from training.step import make_init, make_step
 
 FOLDER = Path(base.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "arguments", "base"))
-EXPERIMENTS = [(name, "") for name in NAMES if name != "llamagen"]
+EXPERIMENTS = [(name, "") for name in NAMES if name not in ("llamagen", "var")]
 EXPERIMENTS += [("llamagen", f"size={size}") for size in llamagen.SIZES] + [("llamagen", "size=B,resolution=384")]
+EXPERIMENTS += [("var", f"depth={depth}") for depth in var.SIZES] + [("var", "depth=16,resolution=512")]
+EXPERIMENTS += [("digits", "next=scale"), ("fashion_mnist", "next=scale")]
 ids = [f"{name}:{argument}".strip(":") for name, argument in EXPERIMENTS]
 experiments = pytest.mark.parametrize(("name", "argument"), EXPERIMENTS, ids=ids)
 
@@ -44,18 +46,27 @@ def structure(tree):
 @experiments
 def test_fields_are_those_of_base(name, argument):
     known, fields = flat(base.get_config()), flat(load(name, argument))
+    if fields["tokenizer.quantizer.name"] == "multi_scale":  # a section of another name has fields of its own
+        known, fields = ({field: value for field, value in all_.items() if not field.startswith("tokenizer.quantizer.")}
+                         for all_ in (known, fields))  # fmt: skip
     assert fields.keys() == known.keys()
     for field, value in fields.items():
         assert isinstance(value, type(known[field])), f"{field} is {value!r}, in base {known[field]!r}"
 
 
-# The others' tokenizers, losses and batches are those of llamagen:size=B; the next test holds that.
-tokenizers = [item for item in EXPERIMENTS if item[0] != "imagenet256" and item[1] in ("", "size=B")]
+# The others' tokenizers, losses and batches are those of llamagen:size=B and var:depth=16; the next test holds that.
+tokenizers = [
+    item for item in EXPERIMENTS if item[0] != "imagenet256" and item[1] in ("", "size=B", "depth=16", "next=scale")
+]
+FIRST = {"llamagen": "size=B", "imagenet256": "size=B", "var": "depth=16"}
+OTHERS = [
+    item for item in EXPERIMENTS if item not in tokenizers and item[1] not in ("depth=36", "depth=16,resolution=512")
+]
 
 
-@pytest.mark.parametrize(("name", "argument"), [item for item in EXPERIMENTS if item not in tokenizers])
-def test_llamagen_tokenizer_is_the_same_for_every_generator(name, argument):
-    config, other = load(name, argument), load("llamagen", "size=B")
+@pytest.mark.parametrize(("name", "argument"), OTHERS)
+def test_a_methods_tokenizer_is_the_same_for_every_generator(name, argument):
+    config, other = load(name, argument), load("var" if name == "var" else "llamagen", FIRST[name])
     for section in ("tokenizer", "losses", "extract"):
         assert config[section] == other[section]
     assert config.training.tokenizer == other.training.tokenizer
@@ -77,17 +88,23 @@ def test_tokenizer_step_traces_at_its_real_size(name, argument):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((after["params"], after["ema"])))
 
 
-# L, XL and XXL are B's program with other widths and depths.
-@pytest.mark.parametrize(
-    ("name", "argument"), [item for item in EXPERIMENTS if item[1] not in ("size=L", "size=XL", "size=XXL")]
-)
+# They are B's, and d16's, program with other widths and depths.
+ALIKE = ("size=L", "size=XL", "size=XXL", "depth=20", "depth=24", "depth=30")
+
+
+@pytest.mark.parametrize(("name", "argument"), [item for item in EXPERIMENTS if item[1] not in ALIKE])
 def test_generator_step_traces_at_its_real_size(name, argument):
     config = load(name, argument)
     spec, section = token_spec(describe_tokenizer(config)), config.training.generator
-    side = config.data.resolution // 2 ** (len(config.tokenizer.multipliers) - 1)
-    assert spec.positions == side**2
-    assert spec.sizes == (config.tokenizer.quantizer.codes,)
-    learner = GeneratorLearner(describe_generator(config, spec, scan_layers=True))
+    side, quantizer = config.data.resolution // 2 ** (len(config.tokenizer.multipliers) - 1), config.tokenizer.quantizer
+    scales = quantizer.get("scales", (side,))
+    assert scales[-1] == side
+    assert spec.positions == sum(scale**2 for scale in scales)
+    assert spec.sizes == (quantizer.get("inner", quantizer).codes,)
+    # What feeds the scales has this shape, whatever the tokenizer.
+    fed = lambda ids: jnp.zeros((len(ids), spec.positions - 1, spec.width))  # noqa: E731
+    description = describe_generator(config, spec, scan_layers=True)
+    learner = GeneratorLearner(description, *([fed] if config.generator.layout == "scales" else []))
     shape = (section.batch_size, spec.positions, len(spec.sizes))
     batch = {
         "ids": jax.ShapeDtypeStruct(shape, jnp.int32),

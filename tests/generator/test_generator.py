@@ -307,6 +307,20 @@ def test_dropout_is_on_in_training_and_off_in_evaluation(make):
     np.testing.assert_allclose(plain, make(dropout=0.0).generator.loss(ids, ids, labels)[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("variant", ["llamagen", "var"])
+def test_drop_path_skips_the_last_blocks_branches_and_none_of_the_first(make, variant):
+    case = make(**VARIANTS[variant], drop_path=1 - 1e-6)
+    ids, labels = case.batch()
+    found = case.generator.outputs(case.inputs(ids), labels, key=jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf, case.params)
+    blocks = params["transformer"]["blocks"]
+    for ends in (blocks["out"], blocks["mlp"]["out"]):
+        ends.update({name: leaf.at[1].set(0) for name, leaf in ends.items()})
+    without = case.description.merge(params).logits(case.inputs(ids), labels)
+    np.testing.assert_allclose(found, without, atol=2e-5)
+    assert np.abs(found - case.generator.logits(case.inputs(ids), labels)).max() > 0.1
+
+
 def test_bfloat16_gives_float32_logits_near_those_of_float32(make):
     exact, rough = make(), make(dtype="bfloat16")
     ids, labels = exact.batch()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.layers import Embedding, Linear, RMSNorm, dropout
+from models.layers import Embedding, LayerNorm, Linear, RMSNorm, drop_path, dropout
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)), jnp.float32)
 NORMAL = nnx.initializers.normal(0.5)
@@ -63,3 +63,23 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean():
 def test_dropout_is_off_without_a_key_or_a_rate():
     np.testing.assert_array_equal(dropout(X, 0.5, None), X)
     np.testing.assert_array_equal(dropout(X, 0.0, jax.random.key(0)), X)
+
+
+def test_layer_norm_has_mean_0_and_variance_1_but_for_epsilon():
+    wide = np.asarray(X, np.float64) * 3 + 5
+    expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 0.1)
+    np.testing.assert_allclose(LayerNorm(16, epsilon=0.1)(X * 3 + 5), expected, atol=1e-5)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    x = jnp.ones((20_000, 2, 3))
+    dropped = np.asarray(drop_path(x, jnp.float32(0.2), jax.random.key(0)))
+    assert ((dropped == 0) | np.isclose(dropped, 1.25)).all()
+    gone = (dropped == 0).all(axis=(1, 2))
+    np.testing.assert_array_equal((dropped == 0).any(axis=(1, 2)), gone)
+    assert abs(gone.mean() - 0.2) < 4 * np.sqrt(0.16 / 20_000)
+
+
+def test_drop_path_is_off_without_a_key_or_a_rate():
+    assert drop_path(X, 0.5, None) is X
+    assert drop_path(X, 0.0, jax.random.key(0)) is X

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.errors import UserError
-from training.optimizers import learning_rate_schedule, make_optimizer
+from training.optimizers import decays, learning_rate_schedule, make_optimizer
 
 
 def section(**fields):
@@ -59,6 +59,13 @@ def test_matrices_decay_and_vectors_do_not_stacked_or_not():
     assert factors == {
         "kernel": decayed, "stacked kernel": decayed, "scale": 1.0, "stacked scale": 1.0, "convolution": decayed,
     }  # fmt: skip
+
+
+def test_positions_and_offsets_of_norms_do_not_decay():
+    assert decays(("vocab", "embed"))
+    assert decays(("layers", "embed", "mlp"))
+    for axes in (("slots", "embed"), ("norm", "norm"), ("layers", "norm", "norm"), ("layers", "norm"), ("norm",)):
+        assert not decays(axes)
 
 
 def test_adam_decays_nothing():
