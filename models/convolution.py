@@ -56,7 +56,8 @@ class AttentionBlock(nnx.Module):
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         B, h, w, C = x.shape
         normed = self.norm(x)
-        q, k, v = (layer(normed).reshape(B, h * w, 1, C) for layer in (self.q, self.k, self.v))
+        q = self.q(normed).reshape(B, h * w, 1, C)
+        k, v = self.k(normed).reshape(B, 1, h * w, C), self.v(normed).reshape(B, 1, h * w, C)
         return x + self.out(attention(q, k, v, masks.bidirectional(h * w)).reshape(B, h, w, C))
 
 

@@ -18,7 +18,7 @@ from models.modules import stack
 from models.rotary import rotate
 from models.sharding import constrain
 
-Cache = tuple[Float[Array, "B S GD"], Float[Array, "B S GD"]]  # keys and values of one layer, heads flattened
+Cache = tuple[Float[Array, "B G S d"], Float[Array, "B G S d"]]  # keys and values of one layer
 Table = Float[Array, "*B T 2 d2"]  # of the rotary embedding
 Modulation = Float[Array, "B 6 D"]  # gates, scales, shifts of both branches: gate, gate, scale, scale, shift, shift
 Modulations = tuple[list[Modulation | None], Float[Array, "B 2 D"] | None]  # of the blocks, of the last norm
@@ -153,7 +153,7 @@ class Block(nnx.Module):
     def queries_keys_values(
         self, x: Float[Array, "B T D"], table: Table | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Of every head, (B, T, heads, head width)."""
+        """Queries (B, T, heads, head width), keys and values (B, heads, T, head width)."""
         of, (B, T, _) = self.of, x.shape
         q, k, v = jnp.split(self.qkv(x), [of.width, of.width + of.kv_heads * of.head_dim], axis=-1)
         if self.q_bias is not None and self.v_bias is not None:
@@ -166,7 +166,7 @@ class Block(nnx.Module):
             q, k = unit(q) * scale[:, None].astype(q.dtype), unit(k)
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
-        return q, k, v
+        return q, k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     def __call__(
         self,
@@ -189,7 +189,7 @@ class Block(nnx.Module):
         if cache is not None and slots is not None:
             cache = (written(cache[0], slots, k), written(cache[1], slots, v))
             read = visibility.k_start.shape[-1]
-            k, v = (kept[:, :read].reshape(B, read, of.kv_heads, of.head_dim) for kept in cache)
+            k, v = cache[0][:, :, :read], cache[1][:, :, :read]
         scale = 1.0 if of.qk_norm == "l2" else of.attention_scale * of.head_dim**-0.5
         attended = attention(q, k, v, visibility, scale=scale).reshape(B, T, -1)
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
@@ -235,12 +235,11 @@ def unit(x: Float[Array, "*B d"]) -> Float[Array, "*B d"]:
     return (wide * jax.lax.rsqrt(jnp.maximum(jnp.sum(wide**2, axis=-1, keepdims=True), 1e-24))).astype(x.dtype)
 
 
-def written(cache: Float[Array, "B S GD"], slots: Slots, x: Float[Array, "B n G d"]) -> Float[Array, "B S GD"]:
+def written(cache: Float[Array, "B G S d"], slots: Slots, x: Float[Array, "B G n d"]) -> Float[Array, "B G S d"]:
     """The cache with x at `slots`."""
-    rows = x.reshape(*x.shape[:2], -1)
     if slots.ndim == 1:  # consecutive, and the same in every row
-        return jax.lax.dynamic_update_slice_in_dim(cache, rows, slots[0], axis=1)
-    return cache.at[jnp.arange(len(x))[:, None], slots].set(rows)
+        return jax.lax.dynamic_update_slice_in_dim(cache, x, slots[0], axis=2)
+    return cache.at[jnp.arange(len(x))[:, None], :, slots].set(x.swapaxes(1, 2))
 
 
 class Transformer(nnx.Module):
@@ -300,8 +299,7 @@ class Transformer(nnx.Module):
 
     def init_cache(self, batch: int, slots: int) -> list[Cache]:
         """Room for the keys and values of `slots` slots; what is not written yet must not be visible."""
-        # Heads are flattened: TPUs pad a last axis of one head's 64 numbers to 128.
-        empty = jnp.zeros((batch, slots, self.of.kv_heads * self.of.head_dim), self.of.dtype)
+        empty = jnp.zeros((batch, self.of.kv_heads, slots, self.of.head_dim), self.of.dtype)
         return [(empty, empty) for _ in range(self.of.depth)]
 
     def modulations(self, condition: Float[Array, "B D"] | None) -> Modulations:

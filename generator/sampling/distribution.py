@@ -9,7 +9,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from models.errors import UserError
 
@@ -55,17 +55,33 @@ def target_distribution(
         return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
     logits = logits / filters.temperature
     if 0 < filters.top_k < logits.shape[-1]:
-        kth = jax.lax.top_k(logits, filters.top_k)[0][..., -1:]
-        logits = jnp.where(logits >= kth, logits, -jnp.inf)
+        order, last = last_of_heaviest(logits, jnp.ones_like(logits), filters.top_k - 1)
+        logits = jnp.where(order >= last, logits, -jnp.inf)
     if filters.top_p < 1:
-        descending = -jnp.sort(-logits, axis=-1)
-        before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) - jax.nn.softmax(descending, axis=-1)
-        kept = before <= filters.top_p  # the first is always kept
-        last = jnp.where(kept, descending, jnp.inf).min(axis=-1, keepdims=True)
-        more, equal = logits > last, logits == last
-        left = kept.sum(axis=-1, keepdims=True) - more.sum(axis=-1, keepdims=True)  # for the equals of the last
-        logits = jnp.where(more | (equal & (jnp.cumsum(equal, axis=-1) <= left)), logits, -jnp.inf)
+        share = jax.nn.softmax(logits, axis=-1)
+        order, last = last_of_heaviest(logits, share, filters.top_p)
+        more, equal = order > last, order == last
+        before = jnp.where(more, share, 0).sum(axis=-1, keepdims=True) + share * (jnp.cumsum(equal, axis=-1) - 1)
+        logits = jnp.where(more | (equal & (before <= filters.top_p)), logits, -jnp.inf)
     return jax.nn.log_softmax(logits, axis=-1)
+
+
+def last_of_heaviest(
+    logits: Float[Array, "*B V"], weights: Float[Array, "*B V"], bound: float | int
+) -> tuple[UInt32[Array, "*B V"], UInt32[Array, "*B 1"]]:
+    """Integers in the order of the logits, and the one at which, from the largest down, the weights sum to more than `bound`.
+
+    It is found bit by bit, with a sum for each of its 32: a CPU sorts 20 times as long.
+    """
+    bits, sign = jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.uint32), jnp.uint32(1 << 31)
+    order = jnp.where(bits >= sign, ~bits, bits | sign)
+
+    def lower(bit: jax.Array, last: jax.Array) -> jax.Array:
+        higher = last | (sign >> bit.astype(jnp.uint32))
+        weight = jnp.where(order >= higher, weights, 0).sum(axis=-1, keepdims=True)
+        return jnp.where(weight > bound, higher, last)
+
+    return order, jax.lax.fori_loop(0, 32, lower, jnp.zeros((*logits.shape[:-1], 1), jnp.uint32))
 
 
 def guided(

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models import attention as module
 from models import masks
-from models.attention import attention
 from models.masks import INFINITY, Visibility
 
 
@@ -12,6 +12,11 @@ def arrays(*, batch=2, queries=5, keys=5, heads=4, key_heads=2, width=8, seed=0)
     rng = np.random.default_rng(seed)
     shapes = [(batch, queries, heads, width), (batch, keys, key_heads, width), (batch, keys, key_heads, width)]
     return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+def attention(q, k, v, visibility):
+    """With keys and values as the reference has them, (B, S, G, d)."""
+    return module.attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visibility)
 
 
 def reference(q, k, v, mask):
@@ -84,3 +89,17 @@ def test_large_scores_do_not_overflow_in_bfloat16():
     assert out.dtype == jnp.bfloat16
     expected = reference(q, k, v, np.tril(np.ones((2, 5, 5), bool)))
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.03)
+
+
+def test_scores_may_be_scaled_otherwise():
+    q, k, v = arrays()
+    found = module.attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), masks.causal(5), scale=1.0)
+    np.testing.assert_allclose(found, attention(q * 8**0.5, k, v, masks.causal(5)), atol=2e-6)
+
+
+def test_a_mask_known_to_hide_nothing_changes_nothing():
+    q, k, v = arrays()
+    known, traced = masks.bidirectional(5), jax.tree.map(jnp.asarray, masks.bidirectional(5))
+    np.testing.assert_array_equal(attention(q, k, v, known), attention(q, k, v, traced))
+    assert "select" not in jax.jit(lambda q: attention(q, k, v, known)).lower(q).as_text()
+    assert "select" in jax.jit(lambda q: attention(q, k, v, traced)).lower(q).as_text()
