@@ -15,17 +15,25 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from models.errors import Stopped, UserError, unknown
+from models.errors import Failed, Stopped, UserError, unknown
 from models.process import use_huge_pages
 
-JOBS = ("demo", "train", "extract", "sample", "evaluate", "search", "report")
-SHORT = {"reference": "evaluation.reference", "follow": "evaluation.follow"}  # flags that stand for config fields
+JOBS = ("demo", "train", "extract", "sample", "evaluate", "search", "report", "import", "export", "verify")
+SHORT = {"reference": "evaluation.reference", "follow": "evaluation.follow", "features": "sample.features",
+         "edit": "sample.edit", "mask": "sample.mask"}  # flags that stand for config fields  # fmt: skip
+MODULES = {"import": "import_"}  # of the jobs whose name is a keyword
 ROOT = Path(__file__).resolve().parent
 DEMO = str(ROOT / "configs" / "digits.py")
 
 flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config name> by default.")
 flags.DEFINE_string("reference", None, "evaluate, search: train, test, a folder, an npz of images or of statistics.")
 flags.DEFINE_bool("follow", None, "evaluate: wait for a training's checkpoints and evaluate each.")
+flags.DEFINE_string("features", None, "sample: an npz of captions' features, for a generator of captions.")
+flags.DEFINE_string("edit", None, "sample: an image of which a part is painted anew.")
+flags.DEFINE_string("mask", None, "sample: an image of its size, white where it is painted anew.")
+flags.DEFINE_string("source", "", "import, export: whose checkpoints, llamagen or var.")
+flags.DEFINE_list("input", [], "import: FILE[,FILE], of a tokenizer, a generator, or both; verify: a folder.")
+flags.DEFINE_list("output", [], "export: FILE[,FILE] to write, tokenizer and generator.")
 flags.DEFINE_string("job", "demo", f"What to do: {', '.join(JOBS)}.")
 
 
@@ -38,11 +46,14 @@ def main(argv: list[str]) -> None:
         if job not in JOBS:
             raise unknown("job", job, JOBS)
         workdir = Path(flags.FLAGS.workdir or default_workdir())
-        module = importlib.import_module(f"jobs.{job}")  # jax is imported only once the command line is right
+        # jax is imported only once the command line is right
+        module = importlib.import_module(f"jobs.{MODULES.get(job, job)}")
         initialise_distributed()
-        module.run(choose_config(job, workdir), workdir)
+        module.run(choose_config(job, workdir), workdir, **further(job))
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on")
+    except Failed:
+        sys.exit(1)
     except UserError as error:
         fail(error)
 
@@ -53,6 +64,12 @@ def choose_config(job: str, workdir: Path) -> ConfigDict:
     from jobs import workdir as run
 
     flag: Any = flags.FLAGS["config"]
+    if job == "verify":  # whose models tell their own
+        return base.get_config()
+    if job == "import":  # which completes it by what the files say
+        config = base.get_config() if flag.using_default_value else flag.value
+        config.experiment = "" if flag.using_default_value else experiment(config_flags.get_config_filename(flag))
+        return config
     exists = (workdir / "config.json").exists()
     if exists and flag.using_default_value:
         config = run.complete(run.read_config(workdir), base.get_config())
@@ -63,6 +80,20 @@ def choose_config(job: str, workdir: Path) -> ConfigDict:
     given = {field: flags.FLAGS[name].value for name, field in SHORT.items()}
     config.update_from_flattened_dict({field: value for field, value in given.items() if value is not None})
     return run.prepare(config, workdir, write=job in ("demo", "train"))
+
+
+def further(job: str) -> dict[str, Any]:
+    """What a job takes beside config and workdir."""
+    if job == "verify":
+        if len(flags.FLAGS.input) != 1:
+            raise UserError("--job=verify needs --input=DIR, a folder of reference outputs.")
+        return {"folder": Path(flags.FLAGS.input[0])}
+    if job not in ("import", "export"):
+        return {}
+    if flags.FLAGS.workdir is None:
+        raise UserError(f"--job={job} needs --workdir=DIR.")
+    files = {"source": flags.FLAGS.source, "files": flags.FLAGS.input if job == "import" else flags.FLAGS.output}
+    return files | ({"overrides": config_flags.get_override_values(flags.FLAGS["config"])} if job == "import" else {})
 
 
 def experiment(name: str) -> str:

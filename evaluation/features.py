@@ -145,7 +145,7 @@ def gather(pieces: Iterable[Mapping[str, Float[np.ndarray, "_ _"]]], count: int)
             if name not in STATISTICS_ALONE:
                 own = chosen[(chosen >= start) & (chosen < start + len(features))] - start
                 rows.setdefault(name, []).append(features[own])
-        start += len(features)
+        start += len(next(iter(piece.values()), ()))  # no network, no features
     return Features(
         {name: Gaussian(found.mean, found.covariance, found.count) for name, found in sums.items()},
         {name: np.concatenate(parts) for name, parts in rows.items()},

@@ -85,7 +85,7 @@ class TextCondition(nnx.Module):
         self.out = Linear(width, width, ("mlp", "embed"), init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, captions: Captions) -> Float[Array, "B S D"]:
-        return self.out(jax.nn.gelu(self.up(captions.features), approximate=True))
+        return self.out(jax.nn.gelu(self.up(jnp.asarray(captions.features)), approximate=True))
 
     def null(self, captions: Captions) -> Captions:
         """The features of no caption for each, as long as it is."""

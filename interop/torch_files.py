@@ -21,6 +21,7 @@ from interop.pickles import Restricted, guarded
 MAGIC = 0x1950A86A20F9469CFC6C  # what a file of the old format begins with, itself pickled
 PROTOCOL = 1001
 ZIP = b"PK\x03\x04"
+LEGACY = pickle.dumps(MAGIC, 2)
 
 STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -38,10 +39,29 @@ STORAGES = {
 }
 
 
+class Namespace:
+    """Stands in for argparse.Namespace, which training files hold: its attributes in a plain dict, and nothing else."""
+
+    __slots__ = ("attributes",)
+    attributes: dict[str, Any]
+
+    def __new__(cls) -> "Namespace":
+        namespace = super().__new__(cls)
+        namespace.attributes = {}
+        return namespace
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Defined for the class as well as its instances, so that a pickle can change neither.
+        if type(state) is not dict or not all(type(name) is str for name in state):
+            raise TypeError("attributes are a dict by name")
+        self.attributes = dict(state)
+
+
 def read_torch(path: str | Path) -> Any:
     """What `torch.load` would give: the same containers, numpy arrays (bfloat16 by ml_dtypes), read-only.
 
-    Nothing that the file names is executed, and arrays that share a storage share memory.
+    Nothing that the file names is executed, and arrays that share a storage share memory. An argparse.Namespace comes as
+    a `Namespace`.
 
     Raises UserError where the file is missing, cut short or not torch's, and where its pickle wants to call anything
     but what rebuilds tensors, which is then not called.
@@ -54,11 +74,11 @@ def is_torch(path: str | Path) -> bool:
     with Path(path).open("rb") as file:
         start = file.read(64)
     if not start.startswith(ZIP):
-        return start.startswith(pickle.dumps(MAGIC, 2))
+        return start.startswith(LEGACY)
     try:
         with zipfile.ZipFile(path) as archive:
             return any(_is_pickle(name) for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except Exception:  # a damaged archive may name any version, encoding or length
         return False
 
 
@@ -118,7 +138,9 @@ class _Parameter:
 def _unwrapped(node: Any) -> Any:
     if isinstance(node, _Parameter):
         return node.tensor
-    if isinstance(node, dict):
+    if isinstance(node, Namespace):
+        _unwrapped(node.attributes)
+    elif isinstance(node, dict):
         node.update({key: _unwrapped(value) for key, value in node.items()})
     elif isinstance(node, list):
         node[:] = map(_unwrapped, node)
@@ -137,6 +159,7 @@ class _Tensors(Restricted):
             file,
             {
                 **classes,
+                ("argparse", "Namespace"): Namespace,
                 ("collections", "OrderedDict"): OrderedDict,
                 ("torch._utils", "_rebuild_tensor"): self.tensor,  # of torch 0.1 to 0.3
                 ("torch._utils", "_rebuild_tensor_v2"): self.tensor,

@@ -90,7 +90,10 @@ def judge(
     # ---- what is judged without samples
     tokenizer = judge_tokenizer(config, workdir, judges)
     metrics, missing, warnings = dict(tokenizer.metrics), dict(tokenizer.missing), list(tokenizer.warnings)
-    metrics["generator_loss_nats_per_token"] = heldout_loss(config, workdir, sampler.step)
+    if (workdir / "tokens" / "test").is_dir():
+        metrics["generator_loss_nats_per_token"] = heldout_loss(config, workdir, sampler.step)
+    else:  # imported, not trained
+        missing["generator_loss_nats_per_token"] = "there are no tokens of held-out images; --job=extract makes them"
     expected = judges.expected
 
     # ---- samples, and what networks see in them, in pieces that outlive a kill

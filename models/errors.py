@@ -8,6 +8,10 @@ class UserError(Exception):
     """What is wrong and what would be right, in one sentence; `main.py` prints it and exits with code 2."""
 
 
+class Failed(Exception):
+    """A check that was asked for found something wrong and has said what; `main.py` exits with code 1."""
+
+
 class Stopped(Exception):
     """A job was asked to stop and has saved; the same command goes on. `main.py` says so and exits with code 0."""
 

@@ -1,5 +1,6 @@
 """Checkpoints: Orbax, written in the background, the last n and the best n kept, and checked when they are read."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from models.errors import UserError
 from training.step import fingerprint
+
+IMPORTED = 0  # the step of weights that were not trained here; they have no state, and stay
 
 
 def steps_on_disk(directory: Path) -> list[int]:
@@ -34,7 +37,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, keep_last: int = 1, keep_best: int = 0, read_only: bool = False):
-        kept: list[Any] = [policies.LatestN(keep_last)]
+        kept: list[Any] = [policies.LatestN(keep_last), policies.CustomSteps([IMPORTED])]
         if keep_best:
             # orbax's `reverse` keeps the smallest.
             kept.append(policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=keep_best))
@@ -63,6 +66,12 @@ class Checkpoints:
         items["checksums"] = ocp.args.JsonSave({name: self.checksum(tree) for name, tree in trees.items()})
         self.manager.save(step, metrics={"loss": float(loss)}, args=ocp.args.Composite(**items))
 
+    def save_imported(self, params: Any) -> None:
+        """Start writing averaged weights that come from elsewhere, which `close` waits for."""
+        items = {"ema": ocp.args.StandardSave(params), "checksums": ocp.args.JsonSave({"ema": self.checksum(params)})}
+        # Nobody knows its loss; it ranks behind all that are trained.
+        self.manager.save(IMPORTED, metrics={"loss": math.inf}, args=ocp.args.Composite(**items))
+
     def restore(
         self, shapes: Mapping[str, Any], batches: grain.DatasetIterator | None = None, *, only: int | None = None
     ) -> tuple[int, dict[str, Any]] | None:
@@ -78,6 +87,7 @@ class Checkpoints:
           UserError: the checkpoint holds arrays of other names or shapes.
         """
         steps = [found for found in self.manager.all_steps() if only in (None, found)]
+        steps = [found for found in steps if found != IMPORTED or set(shapes) == {"ema"}]
         for step in sorted(steps, reverse=True):
             items: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
             items["checksums"] = ocp.args.JsonRestore()
@@ -98,6 +108,21 @@ class Checkpoints:
                 if batches is not None:
                     self.set_aside(step)
         return None
+
+    def restore_imported(self, shapes: Any) -> Any:
+        """The weights of `save_imported`; None where there are none.
+
+        Raises:
+          UserError: they are damaged, or of another config.
+        """
+        if IMPORTED not in self.manager.all_steps():
+            return None
+        found = self.restore({"ema": shapes}, only=IMPORTED)
+        if found is None:
+            raise UserError(
+                f"the imported weights in {self.directory} are damaged; import them again into another workdir."
+            )
+        return found[1]["ema"]
 
     def check_shapes(self, step: int, shapes: Mapping[str, Any]) -> None:
         """Refuse a sound checkpoint of another model, which is no damage."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 from clu import parameter_overview
 from jax.sharding import Mesh
 
@@ -68,6 +69,10 @@ def train(
         with jax.set_mesh(mesh):
             state = jax.jit(init, out_shardings=places)(key)
         done = 0
+        imported = checkpoints.restore_imported(placed["ema"])
+        if imported is not None:
+            print(f"{learner.stage}: beginning with the imported weights")
+            state["ema"], state["params"][first_player(learner)] = imported, jax.tree.map(jnp.copy, imported)
     else:
         done, items = found
         state = {**items["state"], "ema": items["ema"]}

@@ -91,3 +91,8 @@ def test_several_networks_see_the_same_images():
     assert found.rows.keys() == found.gaussians.keys() == {"a", "b"}
     np.testing.assert_allclose(found.gaussians["b"].mean, 2 * Statistics.of(rows).mean)
     assert join([]).rows == {}
+
+
+def test_without_a_network_nothing_is_gathered():
+    found = gather([{}, {}], 5)
+    assert (found.gaussians, found.rows) == ({}, {})

@@ -70,8 +70,8 @@ def test_top_p_keeps_enough_and_no_more_where_logits_tie(top_p):
 
 
 def test_of_equal_logits_top_p_keeps_as_many_as_it_needs():
-    logits = jnp.array([1.5, 0.0, 1.5, 3.0, 1.5, 1.5])  # shares 0.04, 0.17 four times, 0.37 for e^3 : e^1.5 : 1
-    for top_p, kept in ((0.3, [3]), (0.5, [0, 3]), (0.6, [0, 2, 3]), (0.9, [0, 2, 3, 4, 5])):
+    logits = jnp.array([1.5, 0.0, 1.5, 3.0, 1.5, 1.5])  # shares 0.515, four times 0.115, 0.026
+    for top_p, kept in ((0.5, [3]), (0.6, [0, 3]), (0.7, [0, 2, 3]), (0.9, [0, 2, 3, 4, 5])):
         found = np.exp(target_distribution(logits, None, 1.0, Filters(top_p=top_p)))
         np.testing.assert_array_equal(np.flatnonzero(found), kept)
         np.testing.assert_allclose(found, reference(logits, top_p=top_p), atol=1e-6)

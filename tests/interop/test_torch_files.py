@@ -1,5 +1,7 @@
+import argparse
 import copyreg
 import os
+import pathlib
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from interop.pickles import read_pickle
-from interop.torch_files import is_torch, read_torch
+from interop.torch_files import Namespace, is_torch, read_torch
 from models.errors import UserError
 
 torch = pytest.importorskip("torch", reason="torch writes the files to read")
@@ -138,6 +140,19 @@ def test_a_file_of_torch_is_recognised_by_its_content(save, tmp_path):
     assert not any(is_torch(tmp_path / name) for name in ("a.npz", "a.pkl", "empty", "half"))
 
 
+def test_a_damaged_archive_is_recognised_or_not(tmp_path):
+    """A flipped bit can make Python's own reader raise much else than that the archive is bad."""
+    torch.save({"ä": torch.ones(3)}, tmp_path / "file.pth")
+    whole, path = (tmp_path / "file.pth").read_bytes(), tmp_path / "damaged"
+    known = 0
+    for at in range(8 * whole.index(b"PK\x01\x02"), 8 * len(whole), 3):
+        flipped = bytearray(whole)
+        flipped[at // 8] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        known += is_torch(path)
+    assert 0 < known < 8 * len(whole) // 3
+
+
 def test_a_file_that_is_cut_short_is_refused(save):
     path = save({"a": torch.arange(1000.0), "b": torch.ones(10, dtype=torch.int8)})
     whole = path.read_bytes()
@@ -202,6 +217,74 @@ def test_a_legacy_file_cannot_attack_in_its_other_pickles(tmp_path):
         with pytest.raises(UserError, match=r"\.system"):
             read_torch(path)
     assert not mark.exists()
+
+
+def test_the_arguments_of_a_training_are_read_as_data(save):
+    arguments = {"model": "GPT-B", "lr": 1e-4, "betas": (0.9, [0.95]), "ema": True, "path": None, "__class__": "x",
+                 "__setstate__": 1, "nested": argparse.Namespace(a=1), "weight": torch.ones(2)}  # fmt: skip
+    written = argparse.Namespace()
+    vars(written).update(arguments)
+    read = read_torch(save({"model": {"a": torch.ones(3)}, "args": written}))
+    namespace = read["args"]
+    assert type(namespace) is Namespace
+    assert type(namespace.attributes["nested"]) is Namespace
+    assert namespace.attributes.pop("nested").attributes == {"a": 1}
+    arguments.pop("nested")
+    assert_same(namespace.attributes, arguments)
+    assert_same(read["model"], {"a": torch.ones(3)})
+    assert not hasattr(namespace, "__dict__")
+    assert not hasattr(namespace, "lr")
+    assert Namespace().attributes == {}
+
+
+def test_parameters_among_arguments_are_tensors(tmp_path):
+    """As torch 0.1 wrote them, in the pickle of a legacy file."""
+    start = b"\x80\x02cargparse\nNamespace\n)\x81}X\x01\x00\x00\x00pctorch.nn.parameter\nParameter\n"
+    parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    (tmp_path / "a.pth").write_bytes(b"".join(parts) + start + b"K\x05\x85\x81sb." + pickle.dumps([], 2))
+    assert read_torch(tmp_path / "a.pth").attributes == {"p": 5}
+
+
+NAMESPACE = b"cargparse\nNamespace\n"  # the class; with b")\x81" an instance
+NAME = b"X\x0c\x00\x00\x00__setstate__"
+REFUSED = {
+    "its class changed by attributes": NAMESPACE + b"}" + NAME + b"K\x01sb.",
+    "its class changed by slots": NAMESPACE + b"N}" + NAME + b"K\x01s\x86b.",
+    "its class's own method replaced": NAMESPACE + b"}X\x07\x00\x00\x00__new__K\x01sb.",
+    "slots": NAMESPACE + b")\x81N}X\x0a\x00\x00\x00attributesK\x01s\x86b.",
+    "attributes without names": NAMESPACE + b")\x81}K\x01K\x01sb.",
+    "attributes that are an OrderedDict": NAMESPACE + b")\x81ccollections\nOrderedDict\n)Rb.",
+    "attributes that are a list": NAMESPACE + b")\x81]b.",
+    "made of something": NAMESPACE + b"K\x01\x85\x81.",
+    "called with something": NAMESPACE + b"K\x01\x85R.",
+    "an instance called": NAMESPACE + b")\x81)R.",
+    "an item set": NAMESPACE + b")\x81K\x01K\x01s.",
+    "something appended": NAMESPACE + b")\x81K\x01a.",
+    "its method by name": b"\x80\x04\x8c\x08argparse\x8c\x16Namespace.__setstate__\x93.",
+    "another class of its module": b"cargparse\nArgumentParser\n)R.",
+    "a class beside it": b"cargparse\nAction\n)\x81.",
+    "its module's other names": b"cargparse\n_os\n.",
+}
+
+
+@pytest.mark.parametrize("pickled", REFUSED.values(), ids=REFUSED)
+def test_a_namespace_can_do_nothing(pickled, tmp_path):
+    before = dict(vars(Namespace))
+    for pickled_in_full in (pickled, b"\x80\x02" + NAMESPACE + b")\x81}X\x01\x00\x00\x00a" + pickled[:-1] + b"sb."):
+        with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+            archive.writestr("a/data.pkl", pickled_in_full)
+        with pytest.raises(UserError) as caught:
+            read_torch(tmp_path / "a.pt")
+        assert "\n" not in str(caught.value)
+    assert dict(vars(Namespace)) == before
+
+
+@pytest.mark.parametrize(
+    "value", [pathlib.PurePosixPath("x"), argparse.ArgumentParser, range(3), {1, 2}, Attack(eval, "1")]
+)
+def test_what_else_arguments_may_hold_is_refused_by_name(value, save):
+    with pytest.raises(UserError, match="wants to use "):
+        read_torch(save({"args": argparse.Namespace(a=1, b=[value])}))
 
 
 def test_missing_and_foreign_files(tmp_path):

@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from models.modules import describe
 from tokenizer.quantizers import QUANTIZERS
+from tokenizer.quantizers.vector import entropy_loss
 
 CODES, WIDTH = 11, 4
 
@@ -97,6 +99,19 @@ def test_each_loss_has_its_value_and_moves_its_own_side(l2_norm):
     of_codebook, of_z = gradient("commitment_loss")
     assert (of_codebook["codebook"] == 0).all()
     assert (np.abs(of_z).sum(-1) > 0).all()
+
+
+def test_the_entropy_loss_rewards_clear_choices_of_all_codes():
+    description, params = make(entropy=0.3)
+    z = latents(5, 4)
+    distances = ((unit(z)[..., None, :] - unit(params["codebook"])) ** 2).sum(-1).reshape(20, CODES)
+    shares = softmax(-distances / 0.01, axis=-1)
+    own, mean = -(shares * np.log(shares)).sum(-1).mean(), shares.mean(0)
+    losses = description.merge(params).quantize(z)[2]
+    np.testing.assert_allclose(losses["entropy_loss"], 0.3 * (own + (mean * np.log(mean + 1e-5)).sum()), rtol=1e-4)
+    assert "entropy_loss" not in make()[0].merge(params).quantize(z)[2]
+    spread, one = 1 - jnp.eye(8), 1 - jnp.eye(8)[jnp.zeros(8, int)]  # all codes are chosen, or always the same one
+    assert entropy_loss(spread) < entropy_loss(one) - 2
 
 
 def test_the_codebook_loss_pulls_codes_to_the_latents():

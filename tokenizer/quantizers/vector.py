@@ -20,9 +20,9 @@ def straight_through(z: Float[Array, "*B D"], z_q: Float[Array, "*B D"]) -> Floa
 
 
 def entropy_loss(distances: Float[Array, "*B V"], temperature: float = 0.01) -> Float[Array, ""]:
-    """Mean entropy of the latents' soft choices minus the entropy of their mean: low where choices are clear and codes all used.
+    """Mean entropy of the latents' soft choices minus that of their mean: low where each is clear and all codes are used.
 
-    A choice is softmax(-distance / temperature) (MaskGIT's and LlamaGen's tokenizers).
+    A choice is softmax(-distance / temperature), as in LlamaGen's tokenizer.
     """
     choices = jax.nn.log_softmax(-distances.reshape(-1, distances.shape[-1]) / temperature, axis=-1)
     shares = jnp.exp(choices)
