@@ -3,8 +3,8 @@
 python -m benchmarks.sampling [llamagen|var] [--rounds=3] [--beside="COMMAND"]
 
 The floor of a call of the model is the longer of two times: every weight read once at this machine's measured memory
-bandwidth, or its products at the measured matrix rate. COMMAND is another program to time in turns with this one: for every line on its
-standard input it samples the same once and prints the seconds that took. Prints one line of JSON.
+bandwidth, or its products at the measured matrix rate. COMMAND is another program to time in turns with this one: for every
+line on its standard input it samples the same once and prints the seconds that it took. Prints one line of JSON.
 """
 
 import argparse
@@ -21,7 +21,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from configs import llamagen, var
 from generator.sampling.sequential import SAMPLERS
@@ -94,6 +93,12 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def asked(other: Any) -> float:
+    """How long the other program says that it took."""
+    print("once", file=other.stdin, flush=True)
+    return float(other.stdout.readline())
+
+
 def machine() -> tuple[float, float]:
     """Bytes/s that can be read, operations/s of a matrix product; the best of several."""
     stream, square = jnp.ones(STREAM), jnp.ones((SQUARE, SQUARE))
@@ -110,19 +115,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--beside", default="", help="another program to time in turns")
     options = parser.parse_args()
-    bandwidth, rate = machine()
     case = CASES[options.case]()
     run, calls = sampling(case)
-    seconds(run)
-    other = None
+    timed: dict[str, Callable[[], float]] = {"ours": lambda: seconds(run)}
     if options.beside:
         other = subprocess.Popen(shlex.split(options.beside), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    times: dict[str, list[float]] = {"ours": [], "beside": []}
-    for _ in range(options.rounds):
-        times["ours"].append(seconds(run))
-        if other and other.stdin and other.stdout:
-            print("once", file=other.stdin, flush=True)
-            times["beside"].append(float(other.stdout.readline()))
+        timed["beside"] = lambda: asked(other)
+    times: dict[str, list[float]] = {name: [] for name in timed}
+    measured = [machine()]
+    for turn in range(options.rounds + 1):
+        for name, measure in timed.items():
+            took = measure()
+            if turn:  # the first round is warm-up
+                times[name].append(took)
+    measured.append(machine())
+    bandwidth, rate = (max(found) for found in zip(*measured))
     floor = sum(max(read / bandwidth, operations / rate) for read, operations in calls)
     ours = statistics.median(times["ours"])
     found = {
@@ -131,7 +138,7 @@ def main() -> None:
         "bandwidth_gb_per_second": bandwidth / 1e9, "matrix_gflop_per_second": rate / 1e9,
         "load_average": os.getloadavg()[0],
     }  # fmt: skip
-    if other:
+    if options.beside:
         found |= {"beside_seconds": times["beside"], "ratio": statistics.median(times["beside"]) / ours}
     print(json.dumps(found))
 

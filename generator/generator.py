@@ -190,9 +190,9 @@ class Generator(nnx.Module):
         hits = (outputs.argmax(axis=-1) == ids[..., 0]).mean()
         return loss, {"loss": loss, "token_accuracy": hits}
 
-    def init_cache(self, batch: int) -> list[Cache]:
-        """An empty cache for every slot of the layout."""
-        return self.transformer.init_cache(batch, self.layout.slots)
+    def init_cache(self, batch: int, slots: int | None = None) -> list[Cache]:
+        """An empty cache for the first slots of the layout, or all; it may grow (`models.transformer.grown`)."""
+        return self.transformer.init_cache(batch, self.layout.slots if slots is None else slots)
 
     def context(self, condition: Condition) -> Context:
         """What `extend` must know of the condition, the same in every call. Needs `scan_layers=False`."""
@@ -205,8 +205,6 @@ class Generator(nnx.Module):
         inputs: Float[Array, "B n D"],
         slots: Slots,
         context: Context,
-        *,
-        read: int | None = None,
     ) -> tuple[Float[Array, "B n V"], list[Cache]]:
         """The one incremental call: outputs of n slots of each row, given the cache of the slots before.
 
@@ -214,17 +212,17 @@ class Generator(nnx.Module):
         need not be rolled back. Needs `scan_layers=False` (see `sampling_params`).
 
         Args:
-          cache: `init_cache`, or what the last call gave back.
+          cache: `init_cache`, or what the last call gave back; with room for these slots and all that they see.
           inputs: what feeds the slots: `start(condition)`, `embed(...)`.
           slots: which slots, int32: (B, n), as rows may be at different places, or (n,), consecutive and the same for all;
             numpy's are known to the compiler.
           context: of the condition.
-          read: slots of the cache that are looked at, the first ones; None is all.
         """
         x, table = self.place(inputs, slots)
         whole = context.visibility
         time = whole.q_time[slots] if isinstance(slots, np.ndarray) else jnp.asarray(whole.q_time)[slots]
-        visibility = Visibility(time, whole.k_start[..., :read], whole.k_end[..., :read])
+        room = cache[0][0].shape[2]
+        visibility = Visibility(time, whole.k_start[..., :room], whole.k_end[..., :room])
         hidden, cache = self.transformer.extend(cache, x, table, visibility, slots, context.modulations)
         return self.head(hidden), cache
 

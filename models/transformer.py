@@ -180,16 +180,12 @@ class Block(nnx.Module):
         drop: Float[Array, ""] | float = 0.0,
         key: jax.Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Transform T slots; with a cache, their keys and values are first written into it at `slots`.
-
-        Only as much of the cache is read as `visibility` has keys.
-        """
+        """Transform T slots; with a cache, their keys and values are first written into it at `slots`."""
         of, (B, T, _) = self.of, x.shape
         q, k, v = self.queries_keys_values(modulated(self.attention_norm(x), modulation, 0), table)
         if cache is not None and slots is not None:
             cache = (written(cache[0], slots, k), written(cache[1], slots, v))
-            read = visibility.k_start.shape[-1]
-            k, v = cache[0][:, :, :read], cache[1][:, :, :read]
+            k, v = cache
         scale = 1.0 if of.qk_norm == "l2" else of.attention_scale * of.head_dim**-0.5
         attended = attention(q, k, v, visibility, scale=scale).reshape(B, T, -1)
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
@@ -240,6 +236,11 @@ def written(cache: Float[Array, "B G S d"], slots: Slots, x: Float[Array, "B G n
     if slots.ndim == 1:  # consecutive, and the same in every row
         return jax.lax.dynamic_update_slice_in_dim(cache, x, slots[0], axis=2)
     return cache.at[jnp.arange(len(x))[:, None], :, slots].set(x.swapaxes(1, 2))
+
+
+def grown(cache: list[Cache], slots: int) -> list[Cache]:
+    """The cache with room for so many slots: attention takes the time of the room that there is."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0))), cache)
 
 
 class Transformer(nnx.Module):
@@ -323,7 +324,7 @@ class Transformer(nnx.Module):
           cache: from `init_cache`, or from the call before.
           x: inputs of the slots.
           table: their rotary table; None without rotary embedding.
-          visibility: their times against the intervals of the cache's first slots, beyond which nothing is read.
+          visibility: their times against the intervals of the cache's slots.
           slots: where they stand: (B, n), as rows of a batch may stand at different places, or (n,) consecutive ones.
           modulations: of the condition.
         """

@@ -14,7 +14,10 @@ from generator.layouts import SequenceLayout
 from generator.sampling.distribution import Filters, draw, gumbel_noise, target_distribution
 from generator.sampling.guidance import guidance_scales, runs
 from models.tokens import Tokens
+from models.transformer import grown
 
+# Every loop over tokens is compiled on its own, and has a cache with room for its own slots alone.
+MOST_LOOPS, SHORTEST_LOOP = 4, 128
 Carry = tuple[jax.Array, jax.Array, Any, Any]  # ids (B, N, K), what feeds the slots, the feed's state, the cache
 
 
@@ -80,7 +83,7 @@ def sequential(
     }  # by "guided"
     start = {guided: generator.start(rows) for guided, rows in asked.items()}
     contexts = {guided: generator.context(rows) for guided, rows in asked.items()}
-    caches = {unconditional: generator.init_cache(batch) for unconditional in (False, True)}
+    caches = {unconditional: generator.init_cache(batch, 0) for unconditional in (False, True)}
     behind = 0  # slots that the unconditional cache lacks start here
 
     def call(time: Any, carry: Carry, *, piece: Piece, guided: bool) -> Carry:
@@ -94,7 +97,7 @@ def sequential(
             x = jnp.concatenate([x, x]) if guided else x
             if len(slots) == layout.conditions:  # the condition may be what a loop begins with
                 x = jnp.where(time == 0, start[guided], x)
-        outputs, cache = generator.extend(cache, x, slots, contexts[guided], read=piece.read)
+        outputs, cache = generator.extend(cache, x, slots, contexts[guided])
         conditional, *unconditional = jnp.split(outputs[:, -piece.tokens :], 2 if guided else 1)
         scale = jnp.asarray(scales)[time]
         log_probs = target_distribution(conditional, unconditional[0] if guided else None, scale, filters)
@@ -117,14 +120,16 @@ def sequential(
     fed = empty_inputs(generator, feed, state, ids)
     for begin, end, guided in runs(scales):
         reached = layout.groups[begin][0]
+        caches[True] = grown(caches[True], reached)
         if guided and reached > behind:
             known = jnp.concatenate([generator.start(nothing), generator.embed(fed)], axis=1)[:, behind:reached]
             slots = np.arange(behind, reached, dtype=np.int32)
-            _, caches[True] = generator.extend(caches[True], known, slots, generator.context(nothing), read=reached)
+            _, caches[True] = generator.extend(caches[True], known, slots, generator.context(nothing))
             calls += 1
         both = (caches[False], caches[True]) if guided else (caches[False],)
         carry = (ids, fed, state, jax.tree.map(lambda *rows: jnp.concatenate(rows), *both))
         for piece in pieces(layout, begin, end):
+            carry = (*carry[:3], grown(carry[3], piece.read))
             step = partial(call, piece=piece, guided=guided)
             if piece.end - piece.begin == 1:
                 carry = step(piece.begin, carry)
@@ -171,13 +176,15 @@ class Piece(NamedTuple):
 
 
 def pieces(layout: SequenceLayout, begin: int, end: int) -> list[Piece]:
-    """The times from `begin` to before `end`, those of one shape together."""
+    """The times from `begin` to before `end`, those of one shape together, but only so many that they read little in vain."""
     found: list[Piece] = []
+    longest = max(SHORTEST_LOOP, -(-len(layout.groups) // MOST_LOOPS))
     for time in range(begin, end):
         start, stop = layout.groups[time]
         targets = layout.target[start:stop]
         tokens = int((targets >= 0).sum())
-        if found and (found[-1].size, found[-1].tokens) == (stop - start, tokens):
+        alike = found and (found[-1].size, found[-1].tokens) == (stop - start, tokens)
+        if alike and time - found[-1].begin < longest:
             found[-1] = found[-1]._replace(end=time + 1, read=stop)
         else:
             found.append(Piece(time, time + 1, start, stop - start, int(targets[-tokens]), tokens, stop))

@@ -1,0 +1,1 @@
+"""What `--job=verify` recomputes: a folder of reference outputs, its models, and a rule for every array."""
