@@ -212,7 +212,7 @@ class Generator(nnx.Module):
         need not be rolled back. Needs `scan_layers=False` (see `sampling_params`).
 
         Args:
-          cache: `init_cache`, or what the last call gave back; with room for these slots and all that they see.
+          cache: `init_cache`, or what the last call gave back; with room for the slots, or ending where numpy's begin.
           inputs: what feeds the slots: `start(condition)`, `embed(...)`.
           slots: which slots, int32: (B, n), as rows may be at different places, or (n,), consecutive and the same for all;
             numpy's are known to the compiler.
@@ -222,6 +222,8 @@ class Generator(nnx.Module):
         whole = context.visibility
         time = whole.q_time[slots] if isinstance(slots, np.ndarray) else jnp.asarray(whole.q_time)[slots]
         room = cache[0][0].shape[2]
+        if isinstance(slots, np.ndarray):
+            room = max(room, int(slots[-1]) + 1)
         visibility = Visibility(time, whole.k_start[..., :room], whole.k_end[..., :room])
         hidden, cache = self.transformer.extend(cache, x, table, visibility, slots, context.modulations)
         return self.head(hidden), cache

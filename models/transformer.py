@@ -231,8 +231,10 @@ def unit(x: Float[Array, "*B d"]) -> Float[Array, "*B d"]:
     return (wide * jax.lax.rsqrt(jnp.maximum(jnp.sum(wide**2, axis=-1, keepdims=True), 1e-24))).astype(x.dtype)
 
 
-def written(cache: Float[Array, "B G S d"], slots: Slots, x: Float[Array, "B G n d"]) -> Float[Array, "B G S d"]:
-    """The cache with x at `slots`."""
+def written(cache: Float[Array, "B G S d"], slots: Slots, x: Float[Array, "B G n d"]) -> Float[Array, "B G S2 d"]:
+    """The cache with x at `slots`; what is known to begin where it ends makes it longer."""
+    if isinstance(slots, np.ndarray) and slots[0] == cache.shape[2]:
+        return jnp.concatenate([cache, x], axis=2)
     if slots.ndim == 1:  # consecutive, and the same in every row
         return jax.lax.dynamic_update_slice_in_dim(cache, x, slots[0], axis=2)
     return cache.at[jnp.arange(len(x))[:, None], :, slots].set(x.swapaxes(1, 2))

@@ -120,7 +120,6 @@ def sequential(
     fed = empty_inputs(generator, feed, state, ids)
     for begin, end, guided in runs(scales):
         reached = layout.groups[begin][0]
-        caches[True] = grown(caches[True], reached)
         if guided and reached > behind:
             known = jnp.concatenate([generator.start(nothing), generator.embed(fed)], axis=1)[:, behind:reached]
             slots = np.arange(behind, reached, dtype=np.int32)
@@ -129,11 +128,11 @@ def sequential(
         both = (caches[False], caches[True]) if guided else (caches[False],)
         carry = (ids, fed, state, jax.tree.map(lambda *rows: jnp.concatenate(rows), *both))
         for piece in pieces(layout, begin, end):
-            carry = (*carry[:3], grown(carry[3], piece.read))
             step = partial(call, piece=piece, guided=guided)
             if piece.end - piece.begin == 1:
                 carry = step(piece.begin, carry)
             else:
+                carry = (*carry[:3], grown(carry[3], piece.read))
                 carry = jax.lax.fori_loop(piece.begin, piece.end, step, carry)
         ids, fed, state, cache = carry
         caches[False] = jax.tree.map(lambda rows: rows[:batch], cache)

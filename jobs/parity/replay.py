@@ -30,10 +30,10 @@ def replay(generator: Generator, inputs: Inputs, condition: Condition) -> Float[
             outputs, cache = generator.extend(cache, fed, slots, context)
             return cache, outputs[:, -piece.tokens :]
 
-        cache = grown(cache, piece.read)
         if piece.end - piece.begin == 1:
             cache, outputs = call(cache, piece.begin)
         else:
+            cache = grown(cache, piece.read)
             cache, outputs = jax.lax.scan(call, cache, jnp.arange(piece.begin, piece.end))
             outputs = jnp.moveaxis(outputs, 0, 1).reshape(len(x), -1, outputs.shape[-1])
         found.append(outputs)
