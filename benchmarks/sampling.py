@@ -23,11 +23,12 @@ import jax
 import jax.numpy as jnp
 
 from configs import llamagen, var
+from generator.generator import describe_generator
 from generator.sampling.sequential import SAMPLERS
 from jobs.feeds import FEEDS
-from jobs.workdir import describe_generator, describe_tokenizer, token_spec
 from models.process import use_huge_pages
 from models.registry import build
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 
 STREAM = 2**27  # floats that are summed to measure bandwidth
 SQUARE = 2048  # side of the matrices that measure the matrix rate

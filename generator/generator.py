@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from generator.conditioning import CONDITIONS, Captions
 from generator.heads import HEADS
@@ -16,7 +17,7 @@ from generator.layouts import LAYOUTS, SequenceLayout
 from models.errors import UserError, unknown
 from models.layers import DTYPES, Embedding, Initializer, Linear, dropout
 from models.masks import Visibility
-from models.modules import Params, unstack
+from models.modules import Description, Params, describe, unstack
 from models.registry import build
 from models.rotary import rotary_table
 from models.sharding import constrain
@@ -258,3 +259,13 @@ def sampling_params(params: Params, depth: int) -> Params:
 
 
 GENERATORS: dict[str, Any] = {"autoregressive": Generator}
+
+
+def describe_generator(config: ConfigDict, spec: TokenSpec, *, scan_layers: bool) -> Description[Generator]:
+    """A whole config's generator of such tokens, without its arrays: layers stacked for training, apart for sampling."""
+    return describe(
+        lambda rngs: build(
+            "generator", GENERATORS, config.generator.to_dict(), spec=spec, classes=config.data.classes,
+            scan_layers=scan_layers, rngs=rngs,
+        )
+    )  # fmt: skip

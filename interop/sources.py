@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from generator.generator import GENERATORS
+from generator.generator import describe_generator
 from interop import llamagen, var
 from interop.names import Buffer, Entry, State, nested, to_ours, to_theirs
 from models.errors import UserError
-from models.modules import Description, Params, describe
-from models.registry import build
-from tokenizer.tokenizer import TOKENIZERS
+from models.modules import Description, Params
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 
 Fields = dict[str, Any]  # config fields by dotted names, as "generator.width"
 
@@ -129,26 +128,9 @@ def apply(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def tokenizer_of(config: ConfigDict) -> Description[Any]:
-    """The config's tokenizer."""
-    return describe(
-        lambda rngs: build(
-            "tokenizer", TOKENIZERS, config.tokenizer.to_dict(), resolution=config.data.resolution,
-            image_channels=config.data.channels, rngs=rngs,
-        )
-    )  # fmt: skip
-
-
 def generator_of(config: ConfigDict) -> Description[Any]:
     """The config's generator, layers stacked."""
-    tokenizer = tokenizer_of(config)
-    spec = tokenizer.merge(tokenizer.shapes).spec
-    return describe(
-        lambda rngs: build(
-            "generator", GENERATORS, config.generator.to_dict(), spec=spec, classes=config.data.classes, scan_layers=True,
-            rngs=rngs,
-        )
-    )  # fmt: skip
+    return describe_generator(config, token_spec(describe_tokenizer(config)), scan_layers=True)
 
 
 def source(title: str, names: Any) -> Source:
@@ -157,7 +139,7 @@ def source(title: str, names: Any) -> Source:
         title=title,
         kinds={
             "tokenizer": Kind(names.TOKENIZER_PREFIXES, names.TOKENIZER, names.tokenizer_fields, names.tokenizer_entries,
-                              names.tokenizer_buffers, tokenizer_of),
+                              names.tokenizer_buffers, describe_tokenizer),
             "generator": Kind(names.GENERATOR_PREFIXES, names.GENERATOR, names.generator_fields, names.generator_entries,
                               names.generator_buffers, generator_of),
         },

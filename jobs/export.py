@@ -7,11 +7,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from generator.generator import describe_generator
 from interop.sources import Kind
 from interop.state_dicts import write_state
 from jobs.import_ import known_source
-from jobs.workdir import describe_generator, describe_tokenizer, flat, load, token_spec
+from jobs.workdir import flat, load
 from models.errors import UserError
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.checkpoints import steps_on_disk
 
 SUFFIXES = (".pt", ".pth", ".safetensors")

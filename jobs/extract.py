@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from input_pipeline.pipeline import image_batches
 from input_pipeline.records import read_manifest, write_tokens
 from input_pipeline.sources import open_source
-from jobs.workdir import describe_tokenizer, load, token_spec
+from jobs.workdir import load
 from models.errors import UserError
 from models.progress import Progress
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.step import checksum
 
 

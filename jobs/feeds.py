@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jobs.workdir import describe_generator, describe_tokenizer, load, token_spec
+from generator.generator import describe_generator
+from jobs.workdir import load
 from models.errors import UserError
 from tokenizer.quantizers.multi_scale import MultiScaleQuantizer
-from tokenizer.tokenizer import Tokenizer
+from tokenizer.tokenizer import Tokenizer, describe_tokenizer, token_spec
 
 
 class TokenFeed:

@@ -22,6 +22,7 @@ from evaluation.references import Reference, open_reference
 from evaluation.shards import compute_shards, read_all
 from evaluation.statistics import frechet_distance
 from evaluation.tokenizer_metrics import judge_reconstructions
+from generator.generator import describe_generator
 from generator.learner import GeneratorLearner
 from input_pipeline.records import token_batches
 from interop.download import sha256
@@ -29,9 +30,10 @@ from jobs import records
 from jobs.feeds import training_feed
 from jobs.networks import find_classifier, find_inception
 from jobs.sample import to_uint8
-from jobs.workdir import describe_generator, describe_tokenizer, load, token_spec
+from jobs.workdir import load
 from models import sharding
 from tokenizer.perceptual import load_lpips
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.loop import make_evaluation
 from training.step import checksum
 

@@ -19,9 +19,11 @@ from PIL import Image
 from evaluation.report.evaluations import Evaluation
 from evaluation.report.markup import as_number, counted, number, words
 from evaluation.report.page import Run, Samples, write_report
-from jobs.workdir import describe_generator, describe_tokenizer, flat, token_spec
+from generator.generator import describe_generator
+from jobs.workdir import flat
 from models.modules import parameter_count
 from models.tokens import TokenSpec
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("tokenizer", "generator")

@@ -13,16 +13,17 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from evaluation.pictures import image_grid
-from generator.generator import sampling_params
+from generator.generator import describe_generator, sampling_params
 from generator.sampling.sequential import SAMPLERS
 from jobs.conditions import asked_conditions, fingerprints
 from jobs.edit import KEEP, Edit, blended, read_edit
 from jobs.feeds import FEEDS
-from jobs.workdir import NEWEST, describe_generator, describe_tokenizer, load, token_spec
+from jobs.workdir import NEWEST, load
 from models import sharding
 from models.files import write_json, write_npz
 from models.progress import Progress
 from models.registry import build
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.step import checksum, place_batch
 
 

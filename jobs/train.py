@@ -8,16 +8,17 @@ import grain
 import jax
 from ml_collections import ConfigDict
 
+from generator.generator import describe_generator
 from generator.learner import GeneratorLearner
 from generator.objectives import progressive
 from input_pipeline.pipeline import image_batches
 from input_pipeline.records import token_batches
 from jobs import extract
 from jobs.feeds import training_feed
-from jobs.workdir import describe_generator, describe_tokenizer, token_spec
 from models import sharding
 from models.errors import unknown
 from tokenizer.learner import Losses, TokenizerLearner
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.loop import train
 
 Heldout = Callable[[], grain.IterDataset]

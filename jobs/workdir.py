@@ -9,15 +9,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from generator.generator import GENERATORS, Generator
+from generator.generator import describe_generator
 from input_pipeline.sources import open_source
 from models import sharding
 from models.errors import UserError
 from models.files import write_json
-from models.modules import Description, Params, describe
-from models.registry import build
-from models.tokens import TokenSpec
-from tokenizer.tokenizer import TOKENIZERS, Tokenizer
+from models.modules import Description, Params
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.checkpoints import Checkpoints
 
 SECTIONS = ("sampler", "sample", "evaluation", "mesh")  # that are free
@@ -61,9 +59,12 @@ def prepare(config: ConfigDict, workdir: Path, *, write: bool) -> ConfigDict:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """W/config.json."""
+    """W/config.json; what an older version said in other words is said in today's."""
     try:
-        return ConfigDict(tuples(json.loads((workdir / "config.json").read_text())))
+        fields = tuples(json.loads((workdir / "config.json").read_text()))
+        qk_norm = fields["generator"].get("qk_norm")
+        fields["generator"]["qk_norm"] = {True: "rms", False: "none", None: "none"}.get(qk_norm, qk_norm)
+        return ConfigDict(fields)
     except FileNotFoundError:
         raise UserError(
             f"{workdir} holds no run (no config.json); train one first, or name another --workdir."
@@ -73,11 +74,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def complete(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
-    """The free fields of today: those that an older workdir lacks by default, those no longer known left out.
-
-    A field that means today what it meant, but is said in other words, is said in today's.
-    """
-    config.generator.qk_norm = {True: "rms", False: "none"}.get(config.generator.qk_norm, config.generator.qk_norm)
+    """The free fields of today: those that an older workdir lacks by default, those no longer known left out."""
     for section in SECTIONS:
         for name, value in config[section].items():
             if name in defaults[section]:
@@ -115,31 +112,6 @@ def check_same(before: ConfigDict, now: ConfigDict, workdir: Path) -> None:
         if old.get(name) != new.get(name):
             raise UserError(f"{workdir} was made with {name}={old.get(name)!r}, not {new.get(name)!r}; keep it, or use "
                             "another --workdir.")  # fmt: skip
-
-
-def describe_tokenizer(config: ConfigDict) -> Description[Tokenizer]:
-    """The config's tokenizer, without its arrays."""
-    return describe(
-        lambda rngs: build(
-            "tokenizer", TOKENIZERS, config.tokenizer.to_dict(), resolution=config.data.resolution,
-            image_channels=config.data.channels, rngs=rngs,
-        )
-    )  # fmt: skip
-
-
-def describe_generator(config: ConfigDict, spec: TokenSpec, *, scan_layers: bool) -> Description[Generator]:
-    """The config's generator, without its arrays: layers stacked for training, apart for sampling."""
-    return describe(
-        lambda rngs: build(
-            "generator", GENERATORS, config.generator.to_dict(), spec=spec, classes=config.data.classes,
-            scan_layers=scan_layers, rngs=rngs,
-        )
-    )  # fmt: skip
-
-
-def token_spec(tokenizer: Description[Tokenizer]) -> TokenSpec:
-    """What its tokens look like."""
-    return tokenizer.merge(tokenizer.shapes).spec
 
 
 def load(stage: str, description: Description[Any], workdir: Path, step: int = NEWEST) -> tuple[Params, int]:

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base, llamagen, var
+from generator.generator import describe_generator
 from generator.learner import GeneratorLearner
-from jobs.workdir import describe_generator, describe_tokenizer, flat, token_spec
+from jobs.workdir import flat
 from tokenizer.learner import Losses, TokenizerLearner
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.step import make_init, make_step
 
 FOLDER = Path(base.__file__).parent

@@ -6,10 +6,13 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
 from models.convolution import convolution
 from models.errors import UserError, unknown
 from models.layers import DTYPES
+from models.modules import Description, describe
+from models.registry import build
 from models.sharding import constrain
 from models.tokens import Grid, Tokens, TokenSpec
 from tokenizer.decoders import DECODERS
@@ -106,3 +109,18 @@ class Tokenizer(nnx.Module):
 
 
 TOKENIZERS = {"vqgan": Tokenizer}
+
+
+def describe_tokenizer(config: ConfigDict) -> Description[Tokenizer]:
+    """A whole config's tokenizer, without its arrays."""
+    return describe(
+        lambda rngs: build(
+            "tokenizer", TOKENIZERS, config.tokenizer.to_dict(), resolution=config.data.resolution,
+            image_channels=config.data.channels, rngs=rngs,
+        )
+    )  # fmt: skip
+
+
+def token_spec(tokenizer: Description[Tokenizer]) -> TokenSpec:
+    """What its tokens look like."""
+    return tokenizer.merge(tokenizer.shapes).spec

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from generator.generator import Condition, Generator, Inputs, sampling_params
+from generator.generator import Condition, Generator, Inputs, describe_generator, sampling_params
 from generator.layouts import SequenceLayout
 from generator.sampling.distribution import Filters, guided
 from generator.sampling.sequential import sequential
@@ -18,9 +18,9 @@ from jobs.parity.comparison import Recomputed
 from jobs.parity.replay import replay
 from jobs.parity.subjects import Subject, remembered
 from jobs.parity.tokenizers import margin
-from jobs.workdir import describe_generator, describe_tokenizer, token_spec
 from models.modules import Description, Params
 from models.tokens import TokenSpec
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 
 GREEDY = Filters(temperature=0.0)
 RUN = r"greedy_cfg(?P<scale>[\d.]+)(_interval(?P<interval>-?\d+))?(?P<variant>_nomask)?"  # name of a greedy run

@@ -14,12 +14,11 @@ from input_pipeline.transforms import to_float
 from jobs.parity.reference import Entry
 from jobs.parity.subjects import Subject, channels_first
 from jobs.sample import to_uint8
-from jobs.workdir import describe_tokenizer
 from models.modules import Description, Params
 from models.tokens import Tokens
 from tokenizer.quantizers.multi_scale import MultiScaleQuantizer, phi_table
 from tokenizer.quantizers.vector import VectorQuantizer, entropy_loss
-from tokenizer.tokenizer import Tokenizer
+from tokenizer.tokenizer import Tokenizer, describe_tokenizer
 
 Outputs = dict[str, Any]  # arrays by the names that references give them
 

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from generator.generator import describe_generator
 from generator.sampling.sequential import SAMPLERS
 from jobs.conditions import asked_classes
 from jobs.edit import keep_scales, kept_cells, read_edit
 from jobs.feeds import ScaleFeed
 from jobs.sample import Sampler, run, to_uint8
-from jobs.workdir import describe_generator, describe_tokenizer, load, read_config, token_spec
+from jobs.workdir import load, read_config
 from models.errors import UserError
 from models.registry import build
 from models.tokens import Grid
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 
 SIDE = 16
 

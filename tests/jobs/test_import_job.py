@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from configs import base
+from generator.generator import describe_generator
 from interop.sources import SOURCES, apply
 from interop.state_dicts import read_state, write_state
 from jobs import evaluate, export, import_, train
 from jobs.sample import Sampler
-from jobs.workdir import describe_generator, describe_tokenizer, load, prepare, read_config, token_spec
+from jobs.workdir import load, prepare, read_config
 from models.errors import UserError
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = {

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from configs import digits
+from generator.generator import describe_generator
 from generator.learner import GeneratorLearner
-from jobs.workdir import describe_generator, describe_tokenizer, token_spec
 from models import sharding
 from tokenizer.learner import Losses, TokenizerLearner
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.loop import train
 
 
