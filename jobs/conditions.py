@@ -29,6 +29,14 @@ def asked_conditions(config: ConfigDict) -> Any:
     return asked_captions(sample.features, condition["entries"], condition["features"], sample.count)
 
 
+def need_classes(config: ConfigDict, job: str) -> None:
+    """Refuse a generator of captions where a job knows classes only."""
+    if config.generator.get("condition", {"name": "class"})["name"] != "class":
+        raise UserError(
+            f"--job={job} is for generators of classes; one of captions can be imported, verified and sampled."
+        )
+
+
 def asked_classes(asked: Sequence[int | str], classes: int, count: int) -> Int[np.ndarray, "N"]:
     """`count` labels, the asked classes in turn; (-1,) stands for all.
 

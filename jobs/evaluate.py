@@ -18,6 +18,7 @@ from evaluation.neighbours import nearest
 from evaluation.pictures import nearest_strip
 from evaluation.shards import compute_shards, read_all, read_shards
 from jobs import records
+from jobs.conditions import need_classes
 from jobs.judges import SHOWN, Judges, call_judges, heldout_loss, judge_tokenizer
 from jobs.sample import Sampler, images_per_second
 from jobs.workdir import NEWEST, read_config
@@ -30,6 +31,7 @@ COPIES = 10_000  # samples that may be copies, at most
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """W/eval/<name>-<step>.json and pictures; returns the newest metrics."""
+    need_classes(config, "evaluate")
     for name in ("samples", "batch_size", "heldout"):
         if config.evaluation[name] < 1:
             raise UserError(f"evaluation.{name} is {config.evaluation[name]}; it must be 1 or more.")

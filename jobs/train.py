@@ -14,6 +14,7 @@ from generator.objectives import progressive
 from input_pipeline.pipeline import image_batches
 from input_pipeline.records import token_batches
 from jobs import extract
+from jobs.conditions import need_classes
 from jobs.feeds import training_feed
 from models import sharding
 from models.errors import unknown
@@ -49,6 +50,7 @@ def tokenizer_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any
 
 def generator_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Any, Heldout]:
     """Tokens, extracted first if they are not there."""
+    need_classes(config, "train")
     extract.run(config, workdir)
     spec = token_spec(describe_tokenizer(config))
     description = describe_generator(config, spec, scan_layers=True)

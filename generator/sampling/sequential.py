@@ -77,10 +77,8 @@ def sequential(
     """
     layout, batch = generator.layout, len(images)
     nothing = generator.condition.null(condition)
-    asked = {
-        True: jax.tree.map(lambda *rows: jnp.concatenate(rows), condition, nothing),
-        False: condition,
-    }  # by "guided"
+    both = jax.tree.map(lambda *rows: jnp.concatenate(rows), condition, nothing)
+    asked = {True: both, False: condition}  # by "is guided"
     start = {guided: generator.start(rows) for guided, rows in asked.items()}
     contexts = {guided: generator.context(rows) for guided, rows in asked.items()}
     caches = {unconditional: generator.init_cache(batch, 0) for unconditional in (False, True)}
@@ -125,8 +123,8 @@ def sequential(
             slots = np.arange(behind, reached, dtype=np.int32)
             _, caches[True] = generator.extend(caches[True], known, slots, generator.context(nothing))
             calls += 1
-        both = (caches[False], caches[True]) if guided else (caches[False],)
-        carry = (ids, fed, state, jax.tree.map(lambda *rows: jnp.concatenate(rows), *both))
+        used = (caches[False], caches[True]) if guided else (caches[False],)
+        carry = (ids, fed, state, jax.tree.map(lambda *rows: jnp.concatenate(rows), *used))
         for piece in pieces(layout, begin, end):
             step = partial(call, piece=piece, guided=guided)
             if piece.end - piece.begin == 1:
@@ -183,7 +181,9 @@ def pieces(layout: SequenceLayout, begin: int, end: int) -> list[Piece]:
         targets = layout.target[start:stop]
         tokens = int((targets >= 0).sum())
         alike = found and (found[-1].size, found[-1].tokens) == (stop - start, tokens)
-        if alike and time - found[-1].begin < longest:
+        if (
+            layout.feed == "tokens" and alike and time - found[-1].begin < longest
+        ):  # features are made otherwise each time
             found[-1] = found[-1]._replace(end=time + 1, read=stop)
         else:
             found.append(Piece(time, time + 1, start, stop - start, int(targets[-tokens]), tokens, stop))

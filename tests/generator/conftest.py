@@ -13,10 +13,10 @@ from tokenizer.quantizers import build_quantizer
 SCALES = (1, 2, 3)
 
 
-def multi_scale(codes):
+def multi_scale(codes, scales):
     """What feeds a next-scale generator."""
     inner = {"name": "vector", "codes": codes, "width": 5, "l2_norm": False}
-    quantizer = build_quantizer({"name": "multi_scale", "inner": inner, "scales": SCALES, "phi": 2}, nnx.Rngs(0))
+    quantizer = build_quantizer({"name": "multi_scale", "inner": inner, "scales": scales, "phi": 2}, nnx.Rngs(0))
     quantizer.inner.codebook[...] = jax.random.normal(jax.random.key(0), (codes, 5))
     return quantizer
 
@@ -24,11 +24,14 @@ def multi_scale(codes):
 class Case:
     """A small generator in both its forms, every parameter random (the head's too)."""
 
-    def __init__(self, *, height=3, width=4, codes=17, classes=5, seed=0, scale=1.0, **options):
+    def __init__(self, *, height=3, width=4, codes=17, classes=5, seed=0, scale=1.0, sides=SCALES, **options):
         self.options = {"width": 32, "depth": 2, "heads": 4, "mlp": 48, "dropout": 0.0} | options
         if options.get("layout") == "scales":
-            quantizer = multi_scale(codes)
-            spec, self.feed = TokenSpec(quantizer.shape(Grid(3, 3)), (codes,), quantizer.width), ScaleFeed(quantizer)
+            quantizer = multi_scale(codes, sides)
+            spec, self.feed = (
+                TokenSpec(quantizer.shape(Grid(sides[-1], sides[-1])), (codes,), quantizer.width),
+                ScaleFeed(quantizer),
+            )
         else:
             spec, self.feed = TokenSpec(Grid(height, width), (codes,)), TokenFeed()
         shared = {"spec": spec, "classes": classes}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from generator.sampling import sequential as module
 from generator.sampling.distribution import Filters, gumbel_noise, target_distribution
 from generator.sampling.guidance import guidance_scales
 from generator.sampling.sequential import SAMPLERS, mixture, sequential
@@ -83,6 +84,15 @@ def test_scales_are_those_of_a_slow_loop(make, name):
     found, called = sample(case, labels, images, **options)
     np.testing.assert_array_equal(found, slow_sample(case, labels, images, **options))
     np.testing.assert_array_equal(called, [calls] * 4)
+
+
+def test_several_scales_may_be_of_one_size(make):
+    """As in ImageFolder's (1, 1, 2, 3, 3, ...), where equal grids still have convolutions of their own."""
+    case = make(**NEXT_SCALE, sides=(1, 1, 2, 2))
+    options = {"scales": np.full(4, 2.0, np.float32), "seed": 5}
+    labels, images = jnp.array([1, 4]), jnp.array([7, 0])
+    found, _ = sample(case, labels, images, **options)
+    np.testing.assert_array_equal(found, slow_sample(case, labels, images, **options))
 
 
 def test_an_image_of_scales_depends_on_its_seed_and_index_alone(make):
@@ -208,6 +218,17 @@ def test_a_config_section_builds_the_same_sampler(make):
     expected, calls = sample(case, labels, images, scales=scales, filters=Filters(top_k=5), seed=4)
     np.testing.assert_array_equal(out.tokens.ids[..., 0], expected)
     np.testing.assert_array_equal(out.calls, calls)
+
+
+def test_a_long_raster_is_drawn_in_several_loops_that_go_on_from_each_other(make, monkeypatch):
+    case, labels, images = make(), jnp.array([1, 4]), jnp.array([7, 0])
+    scales = np.array([1, 1, 2, 2, 2, 2, 2, 2, 1, 1, 1, 3], np.float32)
+    whole, calls = sample(case, labels, images, scales=scales)
+    monkeypatch.setattr(module, "SHORTEST_LOOP", 2)
+    assert [piece.read for piece in module.pieces(case.generator.layout, 0, 12)] == [3, 6, 9, 12]
+    parts, called = sample(case, labels, images, scales=scales)
+    np.testing.assert_array_equal(parts, whole)
+    np.testing.assert_array_equal(called, calls)
 
 
 def test_greedy_sampling_is_the_argmax_of_every_step(make):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from configs import digits
+from jobs import evaluate, train
 from jobs.conditions import asked_captions, asked_classes, asked_conditions, fingerprints
 from models.errors import UserError
 
@@ -65,6 +66,14 @@ def test_a_generator_of_captions_asks_for_them(tmp_path):
     config.sample.features = str(tmp_path / "none.npz")
     with pytest.raises(UserError, match="is not there"):
         asked_conditions(config)
+
+
+@pytest.mark.parametrize("job", [evaluate.run, lambda config, workdir: train.generator_stage(config, workdir, {})])
+def test_jobs_that_know_classes_only_refuse_captions(job, tmp_path):
+    config = digits.get_config()
+    config.generator.condition = {"name": "text", "entries": 6, "features": 3}
+    with pytest.raises(UserError, match="is for generators of classes"):
+        job(config, tmp_path)
 
 
 def test_what_is_asked_for_is_known_by_the_files_contents(written):

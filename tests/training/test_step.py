@@ -48,8 +48,8 @@ def test_accumulated_gradient_is_the_gradient_of_the_whole_batch(generator_learn
 
 
 def test_every_step_and_every_splitting_draws_its_own_random_numbers(config, section, batch):
-    from generator.learner import GeneratorLearner
     from generator.generator import describe_generator
+    from generator.learner import GeneratorLearner
     from tokenizer.tokenizer import describe_tokenizer, token_spec
 
     class Keys(GeneratorLearner):
