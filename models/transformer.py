@@ -18,7 +18,7 @@ from models.modules import stack
 from models.rotary import rotate
 from models.sharding import constrain
 
-Cache = tuple[Float[Array, "B G S d"], Float[Array, "B G S d"]]  # keys and values of one layer
+Cache = tuple[Float[Array, "B G _S d"], Float[Array, "B G _S d"]]  # keys and values of one layer; S may grow
 Table = Float[Array, "*B T 2 d2"]  # of the rotary embedding
 Modulation = Float[Array, "B 6 D"]  # gates, scales, shifts of both branches: gate, gate, scale, scale, shift, shift
 Modulations = tuple[list[Modulation | None], Float[Array, "B 2 D"] | None]  # of the blocks, of the last norm
