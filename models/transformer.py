@@ -53,7 +53,7 @@ class Architecture:
       remat: a name of `REMATERIALISATION`.
       init: of kernels.
       init_residual: factor on the initial kernels that end a branch.
-      init_gates: factor on the initial kernels of gates, beside the 1/2 of all modulation.
+      init_gates: factor on the initial kernels of gates; it is 1/2 for all other modulation.
       dtype: of the arithmetic.
     """
 
