@@ -134,10 +134,7 @@ class Generator(nnx.Module):
         """Inputs with learned positions added, and the slots' table of rotary ones, where there are such."""
         if self.positions is not None:
             return x + self.positions(slots), None
-        position = (
-            self.layout.position[slots] if isinstance(slots, np.ndarray) else jnp.asarray(self.layout.position)[slots]
-        )
-        return x, rotary_table(position, self.head_dim, self.nowhere)
+        return x, rotary_table(of_slots(self.layout.position, slots), self.head_dim, self.nowhere)
 
     def outputs(self, inputs: Inputs, condition: Condition, *, key: jax.Array | None = None) -> Float[Array, "B N V"]:
         """The head's outputs for every token, each slot fed with the truth before it; `key` turns dropout on."""
@@ -221,7 +218,7 @@ class Generator(nnx.Module):
         """
         x, table = self.place(inputs, slots)
         whole = context.visibility
-        time = whole.q_time[slots] if isinstance(slots, np.ndarray) else jnp.asarray(whole.q_time)[slots]
+        time = of_slots(whole.q_time, slots)
         room = cache[0][0].shape[2]
         if isinstance(slots, np.ndarray):
             room = max(room, int(slots[-1]) + 1)
@@ -243,6 +240,11 @@ class LearnedPositions(nnx.Module):
     def __call__(self, slots: Slots) -> Float[Array, "*B n D"]:
         rows = self.slots[...] + self.levels[...][self.layout.time]
         return rows.at[: len(self.start[...])].add(self.start[...]).astype(self.dtype)[slots]
+
+
+def of_slots(column: Int[Array | np.ndarray, "T *n"], slots: Slots) -> Int[Array | np.ndarray, "..."]:
+    """The rows of a layout's column, numpy's where the slots are known before anything runs."""
+    return column[slots] if isinstance(slots, np.ndarray) else jnp.asarray(column)[slots]
 
 
 def take_slots(x: Float[Array, "B S D"], indices: Int[np.ndarray, "T"]) -> Float[Array, "B T D"]:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from models import masks
 from models.errors import UserError
@@ -60,11 +60,6 @@ class SequenceLayout:
         """(start, stop) of the slots of every time."""
         cuts = np.flatnonzero(np.diff(self.time, prepend=-1)).tolist()
         return list(zip(cuts, [*cuts[1:], self.slots]))
-
-    @property
-    def progress(self) -> Float[np.ndarray, "N"]:
-        """When every token is predicted, from 0 to 1; what guidance schedules follow."""
-        return self.time[self.predicting] / max(int(self.time[-1]), 1)
 
 
 def raster(spec: TokenSpec, entries: int) -> SequenceLayout:

@@ -15,6 +15,7 @@ from models.errors import UserError
 State = dict[str, np.ndarray]
 
 PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
+TORCH, SAFETENSORS = (".pt", ".pth"), ".safetensors"  # suffixes of what is written
 LISTED = 8  # of the names at a file's top level, those that an error tells
 
 
@@ -40,9 +41,9 @@ def write_state(path: str | Path, tensors: Mapping[str, np.ndarray], container: 
     Raises UserError for another suffix.
     """
     suffix = Path(path).suffix
-    if suffix == ".safetensors":
+    if suffix == SAFETENSORS:
         write_safetensors(path, tensors)
-    elif suffix in (".pt", ".pth"):
+    elif suffix in TORCH:
         value: Any = dict(tensors)
         for key in reversed(container):
             value = {key: value}

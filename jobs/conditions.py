@@ -1,8 +1,6 @@
 """What samples are asked for: classes, by id or name, or captions, by their features."""
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ from ml_collections import ConfigDict
 
 from generator.conditioning import Captions, left_padded
 from input_pipeline.class_names import class_id
+from interop.download import sha256
 from models.errors import UserError
 from models.files import Arrays
 
@@ -23,15 +22,20 @@ def asked_conditions(config: ConfigDict) -> Any:
     Raises:
       UserError: a class that the model does not have; captions that are not there or do not fit.
     """
-    sample, condition = config.sample, config.generator.get("condition", {"name": "class"})
+    sample, condition = config.sample, condition_of(config)
     if condition["name"] == "class":
         return asked_classes(sample.classes, config.data.classes, sample.count)
     return asked_captions(sample.features, condition["entries"], condition["features"], sample.count)
 
 
+def condition_of(config: ConfigDict) -> ConfigDict:
+    """What the config's generator is asked for; older configs know classes only."""
+    return config.generator.get("condition", ConfigDict({"name": "class"}))
+
+
 def need_classes(config: ConfigDict, job: str) -> None:
     """Refuse a generator of captions where a job knows classes only."""
-    if config.generator.get("condition", {"name": "class"})["name"] != "class":
+    if condition_of(config)["name"] != "class":
         raise UserError(
             f"--job={job} is for generators of classes; one of captions can be imported, verified and sampled."
         )
@@ -92,4 +96,4 @@ def asked_captions(path: str, entries: int, width: int, count: int) -> Captions:
 def fingerprints(sample: ConfigDict) -> dict[str, str]:
     """Hashes of the files that decide what is sampled."""
     named = {name: sample[name] for name in ("features", "edit", "mask") if sample[name]}
-    return {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in named.items()}
+    return {name: sha256(path) for name, path in named.items()}

@@ -5,6 +5,7 @@ In- and outpainting differ in the mask alone; the class that is asked for decide
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, UInt8
 from ml_collections import ConfigDict
-from PIL import Image, UnidentifiedImageError
 
+from input_pipeline.sources import CorruptImage, decode
 from input_pipeline.transforms import center_crop, to_channels, to_float
 from models.errors import UserError
 from models.tokens import Grid, Scales
@@ -38,7 +39,7 @@ def read_edit(config: ConfigDict) -> Edit | None:
     """What `sample.edit` and `sample.mask` name, cut and resized as the model's images are; None where nothing is named.
 
     Raises:
-      UserError: one of the two is missing or no image, their sizes differ, or nothing is to be painted.
+      UserError: one of the two is missing or no image, their sizes differ, nothing is to be painted, or codes are mixed.
     """
     sample, side = config.sample, config.data.resolution
     if not sample.edit and not sample.mask:
@@ -46,6 +47,10 @@ def read_edit(config: ConfigDict) -> Edit | None:
     if not sample.edit or not sample.mask:
         raise UserError(
             "an edit needs both --edit=IMAGE and --mask=IMAGE, which is white where it is to be painted anew."
+        )
+    if config.sampler.smooth:
+        raise UserError(
+            "an edit keeps tokens, and sampler.smooth draws none: it mixes codes; leave one of the two out."
         )
     image, mask = to_channels(read_image(sample.edit), config.data.channels), to_channels(read_image(sample.mask), 1)
     if image.shape[:2] != mask.shape[:2]:
@@ -61,14 +66,12 @@ def read_edit(config: ConfigDict) -> Edit | None:
 
 def read_image(path: str) -> UInt8[np.ndarray, "h w c"]:
     """The pixels of a file, grey or RGB."""
+    if not Path(path).exists():
+        raise UserError(f"there is no image {path}; check the path.")
     try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "I", "I;16") else "RGB"))
-    except FileNotFoundError:
-        raise UserError(f"there is no image {path}; check the path.") from None
-    except (UnidentifiedImageError, OSError):
+        return decode(path, path)
+    except CorruptImage:
         raise UserError(f"{path} is no readable image.") from None
-    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def kept_cells(new: Bool[np.ndarray, "H W"], grid: Grid) -> Bool[np.ndarray, "h w"]:

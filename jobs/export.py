@@ -9,14 +9,14 @@ from ml_collections import ConfigDict
 
 from generator.generator import describe_generator
 from interop.sources import Kind
-from interop.state_dicts import write_state
+from interop.state_dicts import SAFETENSORS, TORCH, write_state
 from jobs.import_ import known_source
 from jobs.workdir import flat, load
 from models.errors import UserError
 from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.checkpoints import steps_on_disk
 
-SUFFIXES = (".pt", ".pth", ".safetensors")
+SUFFIXES = (*TORCH, SAFETENSORS)
 AT_WILL = ("generator.drop_path",)  # of the fields that a file decides those that change no output
 BY_DEFAULT = ("generator.kv_heads", "generator.mlp")  # of which 0 stands for the width that the shapes have
 

@@ -39,7 +39,7 @@ class NoRule(Exception):
 
 
 def remembered(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method whose results its object keeps by the arguments."""
+    """A method, or a function of an object, whose results the object keeps by the other arguments."""
 
     @functools.wraps(method)
     def found(self: Any, *arguments: Any) -> Any:
@@ -117,9 +117,9 @@ class Subject:
         return np.array([self.loaded.parameters])
 
     def release(self) -> None:
-        """Forget the weights until they are needed again."""
-        for name in ("loaded", "trained"):
-            vars(self).pop(name, None)
+        """Forget the weights, and the gradients, which are as large, until they are needed again."""
+        vars(self).pop("loaded", None)
+        vars(self).get("kept", {}).pop(("first_steps",), None)
 
 
 def by_rule(entry: Entry) -> tuple[dict[str, State], list[str]]:

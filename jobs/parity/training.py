@@ -10,7 +10,7 @@ import optax
 from interop.names import State
 from interop.sources import SOURCES
 from jobs.parity.generators import GeneratorSubject
-from jobs.parity.subjects import NoRule
+from jobs.parity.subjects import NoRule, remembered
 from models.modules import Params
 from training.optimizers import make_optimizer
 
@@ -35,12 +35,10 @@ STEPS = 3
 KEPT = 16  # of large matrices only so many rows and columns are kept: every sixteenth row, the first columns
 
 
+@remembered
 def first_steps(subject: GeneratorSubject) -> "Trained":
     """The first steps of a generator's training, taken once."""
-    kept = vars(subject)
-    if "trained" not in kept:
-        kept["trained"] = Trained(subject)
-    return kept["trained"]
+    return Trained(subject)
 
 
 class Trained:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from variants import VAR
 
 from configs import llamagen
 from generator.conditioning import ClassCondition
@@ -16,14 +17,6 @@ from models.modules import describe, parameter_count
 from models.registry import build
 from models.tokens import Grid, TokenSpec
 
-VAR = {
-    "layout": "scales",
-    "activation": "gelu",
-    "qk_norm": "l2",
-    "bias": True,
-    "position": "learned",
-    "norm": "adaptive",
-}
 VARIANTS = {
     "llamagen": {},
     "grouped queries": {"kv_heads": 2},

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from variants import VAR
 
 from generator.sampling import sequential as module
 from generator.sampling.distribution import Filters, gumbel_noise, target_distribution
@@ -66,19 +67,11 @@ def test_tokens_are_those_of_a_slow_loop_that_always_computes_both(make, name):
 
 
 SCHEDULES_OF_SCALES = {"off": ([1, 1, 1], 3), "var": ([1, 2, 3], 3), "late": ([1, 1, 3], 4), "early": ([2, 1, 1], 3)}
-NEXT_SCALE = {
-    "layout": "scales",
-    "activation": "gelu",
-    "qk_norm": "l2",
-    "bias": True,
-    "position": "learned",
-    "norm": "adaptive",
-}
 
 
 @pytest.mark.parametrize("name", SCHEDULES_OF_SCALES)
 def test_scales_are_those_of_a_slow_loop(make, name):
-    case, (scales, calls) = make(**NEXT_SCALE), SCHEDULES_OF_SCALES[name]
+    case, (scales, calls) = make(**VAR), SCHEDULES_OF_SCALES[name]
     labels, images = jnp.array([1, 4, 0, 1]), jnp.array([7, 0, 3, 8])
     options = {"scales": np.array(scales, np.float32), "filters": Filters(temperature=1.2, top_k=9), "seed": 5}
     found, called = sample(case, labels, images, **options)
@@ -88,7 +81,7 @@ def test_scales_are_those_of_a_slow_loop(make, name):
 
 def test_several_scales_may_be_of_one_size(make):
     """As in ImageFolder's (1, 1, 2, 3, 3, ...), where equal grids still have convolutions of their own."""
-    case = make(**NEXT_SCALE, sides=(1, 1, 2, 2))
+    case = make(**VAR, sides=(1, 1, 2, 2))
     options = {"scales": np.full(4, 2.0, np.float32), "seed": 5}
     labels, images = jnp.array([1, 4]), jnp.array([7, 0])
     found, _ = sample(case, labels, images, **options)
@@ -96,7 +89,7 @@ def test_several_scales_may_be_of_one_size(make):
 
 
 def test_an_image_of_scales_depends_on_its_seed_and_index_alone(make):
-    case, scales = make(**NEXT_SCALE), np.array([1.0, 2.0, 2.5], np.float32)
+    case, scales = make(**VAR), np.array([1.0, 2.0, 2.5], np.float32)
     labels, images = jnp.arange(6) % 5, jnp.arange(6)
     together, _ = sample(case, labels, images, scales=scales)
     alone = [sample(case, labels[i : i + 1], images[i : i + 1], scales=scales)[0] for i in range(6)]
@@ -104,7 +97,7 @@ def test_an_image_of_scales_depends_on_its_seed_and_index_alone(make):
 
 
 def test_the_state_at_the_end_is_the_sum_of_the_codes_drawn(make):
-    case = make(**NEXT_SCALE)
+    case = make(**VAR)
     labels = images = jnp.arange(4)
 
     def run(params, smooth):
@@ -128,7 +121,7 @@ def test_a_mixture_is_nearly_one_code_at_the_last_scale_and_never_one_that_was_r
     assert 0.5 < first[0, 0, 0] < 0.999
 
 
-@pytest.mark.parametrize("options", [{}, NEXT_SCALE], ids=["raster", "scales"])
+@pytest.mark.parametrize("options", [{}, VAR], ids=["raster", "scales"])
 def test_known_tokens_are_kept_and_the_others_follow_them(make, options):
     case = make(**options)
     (labels, images), layout = (jnp.arange(4), jnp.arange(4)), case.generator.layout

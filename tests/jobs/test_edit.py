@@ -140,6 +140,9 @@ def test_bad_files_are_told(config, files):
     ):
         with pytest.raises(UserError, match=said):
             read_edit(asked(config, files, **names))
+    config.sampler.smooth = True
+    with pytest.raises(UserError, match="mixes codes"):
+        read_edit(asked(config, files))
 
 
 def test_another_image_under_the_same_name_is_sampled_anew(workdir, files, tmp_path, capsys):
