@@ -183,7 +183,7 @@ def test_the_same_value_gives_the_same_bytes(tmp_path):
     "value",
     [np.zeros(2, np.uint16), np.zeros(2, ml_dtypes.float8_e4m3fn), np.array([None]), np.array("x"), {1, 2}, b"x", 1j,
      object(), np.float32(1), np.dtype("f4"), np.zeros],
-    ids=str,
+    ids=lambda value: f"{type(value).__name__} {getattr(value, 'dtype', '')}".strip(),
 )  # fmt: skip
 def test_what_torch_has_not_is_refused_and_nothing_is_written(value, path):
     write_torch(path, [1])
