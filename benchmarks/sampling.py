@@ -24,10 +24,9 @@ import jax.numpy as jnp
 
 from configs import llamagen, var
 from generator.generator import describe_generator
-from generator.sampling.sequential import SAMPLERS
+from generator.sampling.samplers import build_sampler
 from jobs.feeds import FEEDS
 from models.process import use_huge_pages
-from models.registry import build
 from tokenizer.tokenizer import describe_tokenizer, token_spec
 
 STREAM = 2**27  # floats that are summed to measure bandwidth
@@ -62,7 +61,7 @@ def sampling(case: Case) -> tuple[Callable[[], Any], list[tuple[float, float]]]:
     tokenizer = describe_tokenizer(config)
     generator = describe_generator(config, token_spec(tokenizer), scan_layers=False)
     params = random(generator.shapes), random(tokenizer.shapes["quantizer"])
-    sample = build("sampler", SAMPLERS, config.sampler.to_dict(), seed=0)
+    sample = build_sampler(config.sampler.to_dict(), 0, generator.merge(generator.shapes))
 
     @jax.jit
     def program(params: Any, labels: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -123,13 +123,15 @@ def get_config() -> ConfigDict:
                 "generator": stage(),
             },
             "sampler": {
-                "name": "sequential",
+                "name": "sequential",  # sequential | fixed_noise | jacobi | coupled_gumbel | coupled_maximal
                 "temperature": 1.0,  # 0 is greedy
                 "top_k": 0,  # 0 keeps all codes
                 "top_p": 1.0,  # 1 keeps all codes
                 "guidance_scale": 2.0,  # unconditional + scale * (conditional - unconditional); 1 is off
                 "guidance_schedule": "constant",  # constant | linear | cosine, over the positions, or scales
                 "guidance_interval": (0.0, 1.0),  # guide only there, as shares of the positions, or scales
+                "window": 16,  # drafts that a call judges, of all but `sequential`
+                "first_drafts": "frequency",  # frequency | uniform | repeat_left | sample_left | above
                 "smooth": False,  # of scales: mix the codes, for smoother pictures that are no samples of the model
             },
             "sample": {

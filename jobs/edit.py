@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from ml_collections import ConfigDict
 
+from generator.sampling.distribution import certain
 from input_pipeline.sources import CorruptImage, decode
 from input_pipeline.transforms import center_crop, to_channels, to_float
 from models.errors import UserError
@@ -39,7 +40,7 @@ def read_edit(config: ConfigDict) -> Edit | None:
     """What `sample.edit` and `sample.mask` name, cut and resized as the model's images are; None where nothing is named.
 
     Raises:
-      UserError: one of the two is missing or no image, their sizes differ, nothing is to be painted, or codes are mixed.
+      UserError: one of the two is missing or no image, their sizes differ, or nothing is to be painted.
     """
     sample, side = config.sample, config.data.resolution
     if not sample.edit and not sample.mask:
@@ -47,10 +48,6 @@ def read_edit(config: ConfigDict) -> Edit | None:
     if not sample.edit or not sample.mask:
         raise UserError(
             "an edit needs both --edit=IMAGE and --mask=IMAGE, which is white where it is to be painted anew."
-        )
-    if config.sampler.smooth:
-        raise UserError(
-            "an edit keeps tokens, and sampler.smooth draws none: it mixes codes; leave one of the two out."
         )
     image, mask = to_channels(read_image(sample.edit), config.data.channels), to_channels(read_image(sample.mask), 1)
     if image.shape[:2] != mask.shape[:2]:
@@ -92,12 +89,11 @@ def blended(edit: Edit, tokenizer: Tokenizer, painted: jax.Array) -> jax.Array:
 
 def keep_tokens(edit: Edit, tokenizer: Tokenizer) -> Callable[[Any, jax.Array, Any], jax.Array]:
     """For tokens on one grid, one a time: the image's own where it is kept."""
-    ids = tokenizer.encode(jnp.asarray(to_float(edit.image))[None]).ids
+    ids = tokenizer.encode(jnp.asarray(to_float(edit.image))[None]).ids[0, :, 0]
     kept = jnp.asarray(kept_cells(edit.new, tokenizer.grid).reshape(-1))
 
-    def revise(state: Any, drawn: jax.Array, time: Any) -> jax.Array:
-        own = jax.lax.dynamic_slice_in_dim(ids, time, drawn.shape[1], axis=1)
-        return jnp.where(kept[time], own, drawn)
+    def revise(state: Any, log_p: jax.Array, time: Any) -> jax.Array:
+        return jnp.where(kept[time][..., None], certain(ids[time], log_p.shape[-1]), log_p)
 
     return revise
 
@@ -111,10 +107,10 @@ def keep_scales(edit: Edit, tokenizer: Tokenizer) -> Callable[[Any, jax.Array, i
     assert isinstance(shape, Scales)
     latents = tokenizer.latents(jnp.asarray(to_float(edit.image))[None]).astype(jnp.float32)
 
-    def revise(state: jax.Array, drawn: jax.Array, time: int) -> jax.Array:
+    def revise(state: jax.Array, log_p: jax.Array, time: int) -> jax.Array:
         left = quantizer.residual(jnp.broadcast_to(latents, state.shape), state, time)
-        own = quantizer.inner.quantize(left)[1].reshape(drawn.shape)
-        return jnp.where(kept_cells(edit.new, shape.grids[time]).reshape(-1, 1), own, drawn)
+        own = quantizer.inner.quantize(left)[1].reshape(log_p.shape[:2])
+        return jnp.where(kept_cells(edit.new, shape.grids[time]).reshape(-1, 1), certain(own, log_p.shape[-1]), log_p)
 
     return revise
 

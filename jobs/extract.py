@@ -8,12 +8,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from input_pipeline.frequencies import FREQUENCIES, count_codes
 from input_pipeline.pipeline import image_batches
-from input_pipeline.records import read_manifest, write_tokens
+from input_pipeline.records import read_manifest, token_batches, write_tokens
 from input_pipeline.sources import open_source
 from jobs.workdir import load
 from models.errors import UserError
 from models.progress import Progress
+from models.tokens import Grid
 from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.step import checksum
 
@@ -62,3 +64,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 raise UserError(
                     f"{directory} has {field} {found.get(field)!r}, not {value!r}; delete it to extract anew."
                 )
+    if isinstance(spec.shape, Grid) and len(spec.sizes) == 1:
+        count_frequencies(workdir / "tokens", spec.sizes[0])
+
+
+def count_frequencies(directory: Path, codes: int) -> None:
+    """Of the training images' codes, where they are not counted yet."""
+    path = directory / FREQUENCIES
+    if not path.exists() and not jax.process_index():
+        count_codes(path, token_batches(directory / "train", batch_size=1024, seed=0, repeat=False, whole=True), codes)

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from evaluation.pictures import image_grid
 from generator.generator import describe_generator, sampling_params
-from generator.sampling.sequential import SAMPLERS
+from generator.sampling.samplers import asks_frequencies, build_sampler
+from input_pipeline.frequencies import FREQUENCIES, Frequencies
 from jobs.conditions import asked_conditions, fingerprints
 from jobs.edit import KEEP, Edit, blended, read_edit
 from jobs.feeds import FEEDS
@@ -22,7 +23,6 @@ from jobs.workdir import NEWEST, load
 from models import sharding
 from models.files import write_json, write_npz
 from models.progress import Progress
-from models.registry import build
 from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.step import checksum, place_batch
 
@@ -66,7 +66,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     measured = {"images_per_second": samples.images_per_second, "calls_per_image": samples.calls}
     write_json(record, {"settings": settings, **measured})
     print(
-        f"{len(samples.images)} images, {samples.images_per_second:.1f} images/s, {samples.calls:g} calls of the model an image"
+        f"{len(samples.images)} images, {samples.images_per_second:.1f} images/s, {samples.calls:.4g} calls of the model an "
+        f"image, {samples.ids.shape[1] / samples.calls:.3g} tokens a call"
     )
     print(f"{stem}.png, {stem}.npz")
 
@@ -81,21 +82,24 @@ class Sampler:
     def __init__(self, config: ConfigDict, workdir: Path, step: int = NEWEST, *, edit: Edit | None = None):
         tokenizer = describe_tokenizer(config)
         spec = token_spec(tokenizer)
-        sample = build("sampler", SAMPLERS, config.sampler.to_dict(), seed=config.seed)
         stacked = describe_generator(config, spec, scan_layers=True)
         generator = describe_generator(config, spec, scan_layers=False)
+        sample = build_sampler(config.sampler.to_dict(), config.seed, generator.merge(generator.shapes))
         params, self.step = load("generator", stacked, workdir, step)
         # Taken apart here, once: a slice of stacked layers in the loop would be copied at every token.
         decoder, _ = load("tokenizer", tokenizer, workdir)
         self.params = sampling_params(params, config.generator.depth), decoder
         self.weights = {"generator": checksum(params), "tokenizer": checksum(decoder)}
         self.mesh = sharding.local_mesh()
+        self.frequencies = Frequencies(workdir / "tokens" / FREQUENCIES) if asks_frequencies(config.sampler) else None
 
-        def program(params: Any, condition: Any, indices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def program(
+            params: Any, condition: Any, indices: jax.Array, frequencies: jax.Array | None
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
             model, decoder = generator.merge(params[0]), tokenizer.merge(params[1])
             feed = model.layout.feed
             revise = KEEP[feed](edit, decoder) if edit else None
-            output = sample(model, condition, indices, FEEDS[feed](decoder), revise=revise)
+            output = sample(model, condition, indices, FEEDS[feed](decoder), revise=revise, frequencies=frequencies)
             # Mixed codes are those of no tokens.
             images = decoder.images(output.state) if config.sampler.smooth else decoder.decode(output.tokens)
             images = blended(edit, decoder, images) if edit else images
@@ -130,7 +134,8 @@ class Sampler:
         whole = size + -size % self.mesh.size  # so that each device has its share
         indices = np.arange(start, start + whole, dtype=np.int32)
         rows = jax.tree.map(lambda leaf: np.take(leaf, indices, axis=0, mode="clip"), condition)
-        arguments = (self.params, *place_batch((rows, indices), self.mesh))
+        shares = None if self.frequencies is None else self.frequencies.log_shares(rows)
+        arguments = (self.params, *place_batch((rows, indices, shares), self.mesh))
         if whole not in self.compiled:
             self.compiled[whole] = self.program.lower(*arguments).compile()
         began = time.monotonic()

@@ -91,16 +91,11 @@ def guided(
     return unconditional + jnp.asarray(scale)[..., None] * (conditional - unconditional)
 
 
-def gumbel_noise(seed: int, images: Int[Array, "B"], positions: Int[Array, "B n"], size: int) -> Float[Array, "B n V"]:
-    """Gumbel noise of each image's positions: a function of (seed, image index, position) and nothing else."""
-
-    def one(image: jax.Array, position: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), image), position)
-        return jax.random.gumbel(key, (size,))
-
-    return jax.vmap(jax.vmap(one, (None, 0)))(images, positions)
-
-
 def draw(log_probs: Float[Array, "*B V"], noise: Float[Array, "*B V"]) -> Int[Array, "*B"]:
     """One sample of each distribution: argmax(log p + noise)."""
     return jnp.argmax(log_probs + noise, axis=-1).astype(jnp.int32)
+
+
+def certain(ids: Int[Array, "*B"], size: int) -> Float[Array, "*B V"]:
+    """log p of ids that are known."""
+    return jnp.where(jnp.arange(size) == ids[..., None], 0.0, -jnp.inf)

@@ -1,18 +1,20 @@
 """Sequential decoding: one call of the model for every time of the layout, with which every faster sampler is compared."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from generator.generator import Condition, Generator
+from generator.generator import Condition
 from generator.layouts import SequenceLayout
-from generator.sampling.distribution import Filters, draw, gumbel_noise, target_distribution
-from generator.sampling.guidance import guidance_scales, runs
+from generator.sampling.distribution import Filters, draw, target_distribution
+from generator.sampling.guidance import runs
+from generator.sampling.interface import Feed, Model, SampleOutput
+from generator.sampling.noise import gumbel_noise
 from models.tokens import Tokens
 from models.transformer import grown
 
@@ -21,33 +23,8 @@ MOST_LOOPS, SHORTEST_LOOP = 4, 128
 Carry = tuple[jax.Array, jax.Array, Any, Any]  # ids (B, N, K), what feeds the slots, the feed's state, the cache
 
 
-@runtime_checkable
-class Feed(Protocol):
-    """What feeds the model's next call, from what has been drawn: the job's, as it knows the tokenizer."""
-
-    def start(self, batch: int) -> Any:
-        """The state before anything is drawn, a pytree."""
-
-    def next(self, state: Any, drawn: jax.Array, time: Any) -> tuple[Any, Any]:
-        """(state, inputs of the next time's slots) after the ids (B, n, K) of a time, or shares of the codes (B, n, V)."""
-
-
-class SampleOutput(NamedTuple):
-    """What a sampler gives back.
-
-    Attributes:
-      tokens: what was drawn.
-      calls: of the model (B,).
-      state: of the feed at the end; for scales the sum of the codes, which `smooth` mixes.
-    """
-
-    tokens: Tokens
-    calls: Int[Array, "B"]
-    state: Any
-
-
 def sequential(
-    generator: Generator,
+    generator: Model,
     condition: Condition,
     images: Int[Array, "B"],
     feed: Feed,
@@ -73,7 +50,7 @@ def sequential(
       scales: guidance scale at each time (`guidance_scales`).
       smooth: feed the codes as a mixture in the shares of `mixture` (VAR's `more_smooth`): for pictures only, as what is drawn
         then follows no distribution of tokens.
-      revise: (state, ids (B, n, K) drawn at a time, the time) -> ids to go on with; for tokens that are known.
+      revise: (state, log p (B, n, V) at a time, the time) -> log p to go on with; for tokens that are known.
     """
     layout, batch = generator.layout, len(images)
     nothing = generator.condition.null(condition)
@@ -100,9 +77,9 @@ def sequential(
         scale = jnp.asarray(scales)[time]
         log_probs = target_distribution(conditional, unconditional[0] if guided else None, scale, filters)
         positions = jnp.broadcast_to(position + jnp.arange(piece.tokens), (batch, piece.tokens))
-        drawn = draw(log_probs, gumbel_noise(seed, images, positions, log_probs.shape[-1]))[..., None]
         if revise is not None:
-            drawn = revise(state, drawn, time)
+            log_probs = revise(state, log_probs, time)
+        drawn = draw(log_probs, gumbel_noise(seed, images, positions, log_probs.shape[-1]))[..., None]
         ids = jax.lax.dynamic_update_slice_in_dim(ids, drawn, position, axis=1)
         codes = drawn
         if smooth:
@@ -190,7 +167,7 @@ def pieces(layout: SequenceLayout, begin: int, end: int) -> list[Piece]:
     return found
 
 
-def empty_inputs(generator: Generator, feed: Feed, state: Any, ids: Int[Array, "B N K"]) -> jax.Array:
+def empty_inputs(generator: Model, feed: Feed, state: Any, ids: Int[Array, "B N K"]) -> jax.Array:
     """Room for what feeds every slot but the condition's."""
     layout = generator.layout
     first = pieces(layout, 0, 1)[0].tokens
@@ -204,25 +181,3 @@ def mixture(log_probs: Float[Array, "B n V"], noise: Float[Array, "B n V"], prog
     """Shares of the codes by Gumbel softmax (arXiv:1611.01144), harder the later: what VAR's `more_smooth` mixes codes in."""
     temperature = jnp.maximum(0.27 * (1 - 0.95 * progress), 0.005)
     return jax.nn.softmax((log_probs * (1 + progress) + noise) / temperature, axis=-1)
-
-
-def sampler(*, seed: int, temperature: float, top_k: int, top_p: float, guidance_scale: float, guidance_schedule: str,
-            guidance_interval: Sequence[float], smooth: bool = False) -> Callable[..., SampleOutput]:  # fmt: skip
-    """`sequential` with the fields of a sampler's config section: (generator, condition, images, feed) -> SampleOutput."""
-    filters = Filters(temperature, top_k, top_p)
-    interval = (guidance_interval[0], guidance_interval[1])
-
-    def sample(
-        generator: Generator, condition: Condition, images: jax.Array, feed: Feed, **options: Any
-    ) -> SampleOutput:
-        scales = guidance_scales(
-            len(generator.layout.groups), scale=guidance_scale, schedule=guidance_schedule, interval=interval
-        )
-        return sequential(
-            generator, condition, images, feed, seed=seed, filters=filters, scales=scales, smooth=smooth, **options
-        )
-
-    return sample
-
-
-SAMPLERS = {"sequential": sampler}

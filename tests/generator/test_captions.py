@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from generator.conditioning import Captions, left_padded
-from generator.sampling.distribution import Filters, gumbel_noise, target_distribution
+from generator.sampling.distribution import Filters, target_distribution
+from generator.sampling.noise import gumbel_noise
 from generator.sampling.sequential import sequential
 
 TEXT = {"condition": {"name": "text", "entries": 5, "features": 6}}

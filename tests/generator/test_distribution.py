@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from generator.sampling.distribution import Filters, draw, gumbel_noise, target_distribution
+from generator.sampling.distribution import Filters, draw, target_distribution
+from generator.sampling.noise import gumbel_noise
 from models.errors import UserError
 
 

@@ -8,11 +8,12 @@ from scipy import stats
 from variants import VAR
 
 from generator.sampling import sequential as module
-from generator.sampling.distribution import Filters, gumbel_noise, target_distribution
+from generator.sampling.distribution import Filters, certain, target_distribution
 from generator.sampling.guidance import guidance_scales
-from generator.sampling.sequential import SAMPLERS, mixture, sequential
+from generator.sampling.noise import gumbel_noise
+from generator.sampling.samplers import build_sampler
+from generator.sampling.sequential import mixture, sequential
 from jobs.feeds import TokenFeed
-from models.registry import build
 
 TOKENS = TokenFeed()
 PLAIN = {"name": "sequential", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0,
@@ -129,10 +130,10 @@ def test_known_tokens_are_kept_and_the_others_follow_them(make, options):
     known = np.random.default_rng(0).integers(0, case.codes, (4, case.spec.positions, 1)).astype(np.int32)
     keep = np.random.default_rng(1).random(case.spec.positions) < 0.5
 
-    def revise(state, drawn, time):
-        start, size = (time, 1) if layout.feed == "tokens" else (layout.groups[time][0], drawn.shape[1])
-        own = jax.lax.dynamic_slice_in_dim(jnp.asarray(known), start, size, axis=1)
-        return jnp.where(jax.lax.dynamic_slice_in_dim(jnp.asarray(keep), start, size)[:, None], own, drawn)
+    def revise(state, log_p, time):
+        start, size = (time, 1) if layout.feed == "tokens" else (layout.groups[time][0], log_p.shape[1])
+        own = certain(jax.lax.dynamic_slice_in_dim(jnp.asarray(known), start, size, axis=1)[..., 0], case.codes)
+        return jnp.where(jax.lax.dynamic_slice_in_dim(jnp.asarray(keep), start, size)[:, None], own, log_p)
 
     def run(params):
         return sequential(case.sampling.merge(params), labels, images, case.feed, seed=0, filters=Filters(), scales=scales,
@@ -204,7 +205,7 @@ def test_a_config_section_builds_the_same_sampler(make):
         "guidance_interval": [0.2, 0.9],
         "top_k": 5,
     }
-    sampler = build("sampler", SAMPLERS, section, seed=4)
+    sampler = build_sampler(section, 4, case.sampling_generator)
     labels, images = jnp.array([0, 3]), jnp.array([2, 6])
     out = jax.jit(lambda params: sampler(case.sampling.merge(params), labels, images, TOKENS))(case.sampling_params)
     scales = guidance_scales(12, scale=3.0, schedule="cosine", interval=(0.2, 0.9))

@@ -9,14 +9,13 @@ import pytest
 from PIL import Image
 
 from generator.generator import describe_generator
-from generator.sampling.sequential import SAMPLERS
+from generator.sampling.samplers import build_sampler
 from jobs.conditions import asked_classes
 from jobs.edit import keep_scales, kept_cells, read_edit
 from jobs.feeds import ScaleFeed
 from jobs.sample import Sampler, run, to_uint8
 from jobs.workdir import load, read_config
 from models.errors import UserError
-from models.registry import build
 from models.tokens import Grid
 from tokenizer.tokenizer import describe_tokenizer, token_spec
 
@@ -80,7 +79,8 @@ def test_an_edit_of_scales_brings_the_sum_of_codes_near_the_images_latents_where
     config = asked(read_config(scale_workdir), files)
     edit, description = read_edit(config), describe_tokenizer(config)
     generator = describe_generator(config, token_spec(description), scan_layers=False)
-    sample, labels = build("sampler", SAMPLERS, config.sampler.to_dict(), seed=0), jnp.arange(8)
+    sample = build_sampler(config.sampler.to_dict(), 0, generator.merge(generator.shapes))
+    labels = jnp.arange(8)
 
     @jax.jit
     def run(params, drawer):
@@ -140,9 +140,6 @@ def test_bad_files_are_told(config, files):
     ):
         with pytest.raises(UserError, match=said):
             read_edit(asked(config, files, **names))
-    config.sampler.smooth = True
-    with pytest.raises(UserError, match="mixes codes"):
-        read_edit(asked(config, files))
 
 
 def test_another_image_under_the_same_name_is_sampled_anew(workdir, files, tmp_path, capsys):

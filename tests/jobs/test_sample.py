@@ -63,6 +63,41 @@ def test_calls_of_the_model_are_one_a_token(all_at_once):
     assert all_at_once.calls == 16  # 4 x 4 tokens
 
 
+@pytest.mark.parametrize("first_drafts", ["uniform", "frequency", "above", "repeat_left", "sample_left"])
+def test_fixed_noise_draws_the_sequential_samplers_images(workdir, all_at_once, first_drafts):
+    config = read_config(workdir)
+    config.sampler.update(name="fixed_noise", window=5, first_drafts=first_drafts)
+    sampler = Sampler(config, workdir)
+    for batch_size in (1, 7):
+        samples = sampler(LABELS, batch_size)
+        np.testing.assert_array_equal(samples.ids, all_at_once.ids)
+        np.testing.assert_array_equal(samples.images, all_at_once.images)
+        assert 16 / 5 <= samples.calls < 16
+
+
+@pytest.mark.parametrize("name", ["jacobi", "coupled_gumbel", "coupled_maximal"])
+def test_rows_of_a_batch_know_nothing_of_one_another(workdir, name):
+    config = read_config(workdir)
+    config.sampler.update(name=name, window=5)
+    sampler = Sampler(config, workdir)
+    alone, together = sampler(LABELS, 1), sampler(LABELS, 16)
+    np.testing.assert_array_equal(alone.ids, together.ids)
+    assert alone.calls == together.calls < 16
+
+
+def test_what_cannot_be_speculated_on_is_refused(workdir, scale_workdir):
+    for folder, fields, said in (
+        (workdir, {"window": 17}, "window 17 .* 16 tokens"),
+        (workdir, {"window": 0}, "window 0 .* 16 tokens"),
+        (workdir, {"first_drafts": "frequencies"}, "frequency"),
+        (scale_workdir, {"window": 4}, "one after the other"),
+    ):
+        config = read_config(folder)
+        config.sampler.update({"name": "fixed_noise", **fields})
+        with pytest.raises(UserError, match=said):
+            Sampler(config, folder)
+
+
 def programs(function, folder):
     """How many XLA programs ran on the devices while `function` did, counted in the profiler's trace."""
     with jax.profiler.trace(str(folder)):

@@ -1,0 +1,104 @@
+"""Samplers by name; a new one is a file here and a line in this table.
+
+All but those that are called lossy draw from the model's own distribution. `sequential` and `fixed_noise` draw the same tokens.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from generator.sampling.distribution import Filters
+from generator.sampling.first_drafts import FIRST_DRAFTS
+from generator.sampling.fixed_noise import FIXED_NOISE
+from generator.sampling.guidance import guidance_scales
+from generator.sampling.interface import Model, SampleOutput
+from generator.sampling.jacobi import FRESH, GUMBEL, MAXIMAL
+from generator.sampling.sequential import sequential
+from generator.sampling.speculative import Method, refuse, speculative
+from models.errors import unknown
+from models.registry import build
+
+Sampler = Callable[..., SampleOutput]  # (generator, condition, images, feed, *, revise, frequencies)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The fields of a config's section `sampler`, and the run's seed."""
+
+    seed: int
+    temperature: float
+    top_k: int
+    top_p: float
+    guidance_scale: float
+    guidance_schedule: str
+    guidance_interval: Sequence[float]
+    smooth: bool = False
+    window: int = 16
+    first_drafts: str = "uniform"
+
+    def of(self, model: Model) -> dict[str, Any]:
+        """What all samplers take."""
+        return {
+            "seed": self.seed,
+            "filters": Filters(self.temperature, self.top_k, self.top_p),
+            "scales": self.scales(len(model.layout.groups)),
+        }
+
+    def scales(self, times: int) -> Float[np.ndarray, "S"]:
+        """Guidance at every time of a layout."""
+        low, high = self.guidance_interval
+        return guidance_scales(times, scale=self.guidance_scale, schedule=self.guidance_schedule, interval=(low, high))
+
+
+def one_by_one(settings: Settings, model: Model) -> Sampler:
+    """`sequential`."""
+
+    def sample(model: Model, condition: Any, images: Any, feed: Any, *, frequencies: Any = None, **options: Any) -> Any:
+        return sequential(model, condition, images, feed, smooth=settings.smooth, **settings.of(model), **options)
+
+    return sample
+
+
+def by_windows(method: Method) -> Callable[[Settings, Model], Sampler]:
+    """`speculative` by a method."""
+
+    def sampler(settings: Settings, model: Model) -> Sampler:
+        refuse(model, settings.window)
+        if settings.first_drafts not in FIRST_DRAFTS:
+            raise unknown("first drafts", settings.first_drafts, FIRST_DRAFTS)
+        propose = FIRST_DRAFTS[settings.first_drafts]
+
+        def sample(model: Model, condition: Any, images: Any, feed: Any, **options: Any) -> Any:
+            return speculative(model, condition, images, method=method, propose=propose, window=settings.window,
+                               **settings.of(model), **options)  # fmt: skip
+
+        return sample
+
+    return sampler
+
+
+SAMPLERS: dict[str, Callable[[Settings, Model], Sampler]] = {
+    "sequential": one_by_one,
+    "fixed_noise": by_windows(FIXED_NOISE),
+    "jacobi": by_windows(FRESH),
+    "coupled_gumbel": by_windows(GUMBEL),
+    "coupled_maximal": by_windows(MAXIMAL),
+}
+
+
+def build_sampler(section: Mapping[str, Any], seed: int, model: Model) -> Sampler:
+    """The sampler of a config section for a model, whose parameters may be mere shapes.
+
+    Raises:
+      UserError: there is no such sampler, or it is not for this model.
+    """
+    settings = build("sampler", dict.fromkeys(SAMPLERS, Settings), section, seed=seed)
+    return SAMPLERS[section["name"]](settings, model)
+
+
+def asks_frequencies(section: Mapping[str, Any]) -> bool:
+    """Whether the sampler of a config section drafts from `frequencies`."""
+    return section["name"] != "sequential" and section["first_drafts"] == "frequency"

@@ -1,0 +1,207 @@
+"""Speculative decoding: a window of drafts of every row is judged in one call of the model; propose -> verify -> carry.
+
+A call at a window of W drafts gives p of all W, each given the drafts before it, so that those which stand are drawn
+together (Leviathan et al., arXiv:2211.17192). The drafts come from the row itself: what a call says of positions that were
+not reached is what the next one starts from (speculative Jacobi decoding, arXiv:2410.01699).
+
+Rows advance on their own: each has its place in the sequence and in the cache, which never rolls back, since a query sees
+no later slots and drafts are fed anew. What a row draws does not depend on the other rows of its batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from generator.generator import Condition
+from generator.sampling.distribution import Filters, target_distribution
+from generator.sampling.interface import Model, SampleOutput
+from generator.sampling.noise import Noise
+from models.errors import UserError
+from models.tokens import Grid, Tokens
+
+
+class Drafts(NamedTuple):
+    """What the window of every row holds.
+
+    Attributes:
+      tokens: int32 (B, W).
+      log_q: float32 (B, W, V), the distributions that they were drawn from, given all that was drawn before them; None for
+        methods that do not ask.
+    """
+
+    tokens: Int[Array, "B W"]
+    log_q: Any
+
+
+class Verdict(NamedTuple):
+    """What the model says of drafts.
+
+    Attributes:
+      stands: a draft is drawn, provided that all before it are.
+      instead: what is drawn in the place of one that does not stand.
+    """
+
+    stands: Bool[Array, "B W"]
+    instead: Int[Array, "B W"]
+
+
+class Past(NamedTuple):
+    """What first drafts may follow.
+
+    Attributes:
+      ids: int32 (B, N), drawn or drafted, of positions before `end`.
+      end: int32 (B,), the first position without a draft.
+      last: the draft before it, where there is one: a window of one.
+      frequencies: float32 (B, N, V), log of the share of each code at each position; None where they are not given.
+      width: of a row of the image, in tokens.
+    """
+
+    ids: Int[Array, "B N"]
+    end: Int[Array, "B"]
+    last: Drafts
+    frequencies: Float[Array, "B N V"] | None
+    width: int
+
+
+class Method(NamedTuple):
+    """A speculative sampler: what stands, and what the next drafts of positions that were not reached are."""
+
+    verify: Callable[[jax.Array, Drafts, Noise], Verdict]  # of log p (B, W, V)
+    carry: Callable[[jax.Array, Drafts, Verdict, Noise], Drafts]
+    proposals: bool  # whether it asks for the distributions of drafts
+
+
+class FirstDrafts(NamedTuple):
+    """How positions that no call has seen are drafted."""
+
+    draw: Callable[[Past, Noise, int], Drafts]  # of so many codes
+    proposals: bool = False  # whether it asks for the distributions of the drafts before
+
+
+class State(NamedTuple):
+    """Between two calls of the model: `done` tokens of each row are drawn, and a window from there on is drafted."""
+
+    turn: Int[Array, ""]
+    ids: Int[Array, "B N"]
+    done: Int[Array, "B"]
+    drafts: Drafts
+    cache: Any
+    accepted: Int[Array, "B N"]
+
+
+def speculative(
+    generator: Model,
+    condition: Condition,
+    images: Int[Array, "B"],
+    *,
+    method: Method,
+    propose: FirstDrafts,
+    window: int,
+    seed: int,
+    filters: Filters,
+    scales: Float[np.ndarray, "N"],
+    revise: Callable[[Any, jax.Array, Any], jax.Array] | None = None,
+    frequencies: Float[Array, "B N V"] | None = None,
+) -> SampleOutput:
+    """Draw all tokens of every row, as many a call as stand; traced whole, so that a batch is one program.
+
+    Args:
+      generator: with `scan_layers=False`, of tokens one after the other.
+      condition: of each image.
+      images: index of each image in its run, which with the seed decides its noise.
+      method: what stands, and what is drafted next.
+      propose: what is drafted first.
+      window: W, drafts a call.
+      seed: of the run.
+      filters: temperature, top-k and top-p.
+      scales: guidance scale at each position.
+      revise: (state, log p, positions) -> log p to go on with; for tokens that are known.
+      frequencies: log of the share of each code at each position, for first drafts that ask.
+    """
+    layout, shape, batch = generator.layout, generator.spec.shape, len(images)
+    count, codes = generator.spec.positions, generator.spec.sizes[0]
+    assert isinstance(shape, Grid)
+    guided = bool((scales != 1).any())
+    both = (lambda x: jnp.concatenate([x, x])) if guided else (lambda x: x)
+    rows = condition
+    if guided:
+        rows = jax.tree.map(lambda *x: jnp.concatenate(x), condition, generator.condition.null(condition))
+    start, context = generator.start(rows), generator.context(rows)
+    cache = generator.init_cache(len(start))
+    silent = layout.conditions - 1  # slots that predict nothing
+    if silent:
+        _, cache = generator.extend(cache, start[:, :silent], np.arange(silent, dtype=np.int32), context)
+    proposals = method.proposals or propose.proposals
+    index, row = jnp.arange(window), jnp.arange(batch)[:, None]
+
+    def distributions(state: State, positions: jax.Array) -> tuple[jax.Array, Any]:
+        """log p of every position of the window, given the drafts before it."""
+        before = jnp.take_along_axis(state.ids, jnp.maximum(positions[:, :1] - 1, 0), axis=1)
+        fed = jnp.concatenate([before, state.drafts.tokens[:, :-1]], axis=1)
+        x = jnp.where(both(positions == 0)[..., None], start[:, -1:], both(generator.embed(fed[..., None])))
+        outputs, cache = generator.extend(state.cache, x, both(positions + silent), context)
+        conditional, *unconditional = jnp.split(outputs, 2 if guided else 1)
+        scale = jnp.asarray(scales)[positions]
+        log_p = target_distribution(conditional, unconditional[0] if guided else None, scale, filters)
+        return (log_p if revise is None else revise((), log_p, positions)), cache
+
+    def drafted(state: State, shift: jax.Array, carried: Drafts) -> Drafts:
+        """The window moved to where the rows are now, with first drafts for what it newly reaches."""
+        first = jnp.minimum(state.done, count - window)
+        noise = Noise(seed, images, first[:, None] + index, state.turn)
+        last = jax.tree.map(lambda x: x[:, -1:], carried)
+        past = Past(state.ids, first + window - shift, last, frequencies, shape.width)
+        proposed, reached = propose.draw(past, noise, codes), index + shift[:, None]
+        proposed = proposed if proposals else proposed._replace(log_q=None)
+
+        def moved(old: jax.Array, new: jax.Array) -> jax.Array:
+            where = reached.reshape(*reached.shape, *(1,) * (old.ndim - 2))
+            kept = jnp.take_along_axis(old, jnp.minimum(where, window - 1), axis=1)
+            return jnp.where(where < window, kept, new)
+
+        return jax.tree.map(moved, carried, proposed)
+
+    def call(state: State) -> State:
+        # At the sequence's end the window stays within it, and some of it is drawn already.
+        first = jnp.minimum(state.done, count - window)
+        positions = first[:, None] + index
+        noise = Noise(seed, images, positions, state.turn)
+        log_p, cache = distributions(state, positions)
+        verdict = method.verify(log_p, state.drafts, noise)
+        stands = verdict.stands | (positions < state.done[:, None])
+        reached = jnp.cumprod(stands, axis=1).sum(axis=1)[:, None]
+        carried = method.carry(log_p, state.drafts, verdict, noise)
+        carried = carried if proposals else carried._replace(log_q=None)
+        tokens = jnp.where(index == reached, verdict.instead, carried.tokens)
+        tokens = jnp.where(index < reached, state.drafts.tokens, tokens)
+        done = first + jnp.minimum(reached[:, 0] + 1, window)
+        state = State(
+            state.turn + 1, state.ids.at[row, positions].set(tokens), done, state.drafts, cache,
+            state.accepted.at[:, state.turn].set(done - state.done),
+        )  # fmt: skip
+        shift = jnp.minimum(done, count - window) - first
+        return state._replace(drafts=drafted(state, shift, carried._replace(tokens=tokens)))
+
+    ids = jnp.zeros((batch, count), jnp.int32)
+    nothing = Drafts(ids[:, :window], jnp.zeros((batch, window, codes)) if proposals else None)
+    state = State(jnp.int32(0), ids, jnp.zeros(batch, jnp.int32), nothing, cache, ids)
+    state = state._replace(drafts=drafted(state, jnp.full(batch, window), nothing))
+    state = jax.lax.while_loop(lambda state: (state.done < count).any(), call, state)
+    calls = (state.accepted > 0).sum(axis=1)
+    return SampleOutput(Tokens(state.ids[..., None]), calls + bool(silent), (), state.accepted)
+
+
+def refuse(generator: Model, window: int) -> None:
+    """Raise UserError for a model, or a window, that there is nothing to speculate on with."""
+    if generator.layout.feed != "tokens" or len(generator.spec.sizes) != 1:
+        raise UserError(
+            "speculative samplers are for tokens that are drawn one after the other; take sampler.name=sequential."
+        )
+    if not 1 <= window <= generator.spec.positions:
+        raise UserError(
+            f"sampler.window {window} is not within 1 and the {generator.spec.positions} tokens of an image."
+        )

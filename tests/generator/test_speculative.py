@@ -1,0 +1,126 @@
+"""Speculative samplers: the sequential sampler's distribution, and where noise is shared its very tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from table_model import TableModel
+
+from generator.sampling.distribution import Filters
+from generator.sampling.first_drafts import FIRST_DRAFTS
+from generator.sampling.fixed_noise import FIXED_NOISE
+from generator.sampling.jacobi import ACCEPT, FRESH, GUMBEL, MAXIMAL, REPLACE
+from generator.sampling.rules import likelihood
+from generator.sampling.sequential import sequential
+from generator.sampling.speculative import Drafts, speculative
+from jobs.feeds import TokenFeed
+
+SAMPLES, ROWS = 200_001, 3
+SCALES = np.array([1.0, 1.5, 2.0, 0.5], np.float32)
+FILTERS = Filters(temperature=1.3, top_k=0, top_p=1.0)
+METHODS = {"fixed_noise": FIXED_NOISE, "jacobi": FRESH, "gumbel": GUMBEL, "maximal": MAXIMAL}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return TableModel()
+
+
+def frequencies(table, batch):
+    """Of nothing in particular."""
+    shares = np.random.default_rng(5).dirichlet(np.ones(table.spec.sizes[0]), table.spec.positions)
+    return jnp.log(jnp.broadcast_to(jnp.asarray(shares, jnp.float32), (batch, *shares.shape)))
+
+
+def sampled(table, run, seed=0):
+    """Tokens (SAMPLES, N), drawn in batches of three rows."""
+
+    @jax.jit
+    def all_groups(images):
+        return jax.vmap(lambda images: run(jnp.zeros(ROWS, jnp.int32), images))(images)
+
+    return all_groups(jnp.arange(SAMPLES).reshape(-1, ROWS) + seed * SAMPLES)
+
+
+def by_sequence(table, tokens):
+    """Share of every sequence (V ** N,)."""
+    codes, count = table.spec.sizes[0], table.spec.positions
+    numbers = np.asarray(tokens).reshape(-1, count) @ codes ** np.arange(count)[::-1]
+    return np.bincount(numbers, minlength=codes**count) / len(numbers)
+
+
+def distance(table, tokens):
+    """Total variation between what was drawn and the truth."""
+    return (
+        np.abs(by_sequence(table, tokens) - table.probabilities(SCALES, FILTERS.temperature, FILTERS.top_k)).sum() / 2
+    )
+
+
+@pytest.fixture(scope="module")
+def floor(table):
+    """The distance of the sequential sampler: noise."""
+
+    def run(labels, images):
+        return sequential(table, labels, images, TokenFeed(), seed=1, filters=FILTERS, scales=SCALES).tokens.ids
+
+    return distance(table, sampled(table, run))
+
+
+def decode(table, method, first, window):
+    def run(labels, images):
+        out = speculative(table, labels, images, method=method, propose=FIRST_DRAFTS[first], window=window, seed=0,
+                          filters=FILTERS, scales=SCALES, frequencies=frequencies(table, ROWS))  # fmt: skip
+        return out.tokens.ids, out.accepted
+
+    return sampled(table, run)
+
+
+@pytest.mark.parametrize(
+    ("first", "window"), [("uniform", 3), ("frequency", 4), ("repeat_left", 2), ("sample_left", 3), ("above", 3)]
+)
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_drawn_has_the_models_distribution(table, floor, name, first, window):
+    tokens, accepted = decode(table, METHODS[name], first, window)
+    accepted = np.asarray(accepted)
+    assert (accepted.sum(-1) == table.spec.positions).all()
+    assert len(np.unique((accepted > 0).sum(-1))) > 1, "rows advance alike"
+    assert distance(table, tokens) < 1.5 * floor
+
+
+# ---- what is wrong is found
+
+
+def keeps_old_q(log_p, drafts, verdict, noise):
+    carried = MAXIMAL.carry(log_p, drafts, verdict, noise)
+    return Drafts(carried.tokens, jnp.where(verdict.stands[..., None], drafts.log_q, log_p))
+
+
+def accepts_more(log_p, drafts, noise):
+    ratio = jnp.exp(likelihood(log_p, drafts.tokens) - likelihood(drafts.log_q, drafts.tokens))
+    return FRESH.verify(log_p, drafts, noise)._replace(stands=noise.uniform(ACCEPT) < ratio + 0.02)
+
+
+def residual_of_less_than_one(log_p, drafts, noise):
+    left = jnp.cumsum(jnp.maximum(jnp.exp(log_p) - jnp.exp(drafts.log_q), 0), axis=-1)
+    drawn = (noise.uniform(REPLACE)[..., None] > left).sum(axis=-1)
+    return FRESH.verify(log_p, drafts, noise)._replace(instead=jnp.minimum(drawn, log_p.shape[-1] - 1))
+
+
+def temperature_twice(log_p, drafts, noise):
+    return FRESH.verify(jax.nn.log_softmax(log_p / FILTERS.temperature), drafts, noise)
+
+
+WRONG = {
+    "keeps the old q": MAXIMAL._replace(carry=keeps_old_q),
+    "accepts more": FRESH._replace(verify=accepts_more),
+    "residual of less than one": FRESH._replace(verify=residual_of_less_than_one),
+    "temperature twice": FRESH._replace(verify=temperature_twice),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_known_mistakes_are_found(table, floor, name):
+    tokens, _ = decode(table, WRONG[name], "uniform", 3)
+    found = distance(table, tokens) / floor
+    print(f"{name}: {found:.1f} times the floor")
+    assert found > 1.5

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from input_pipeline import frequencies as module
+from input_pipeline.frequencies import PRIOR, Frequencies, count_codes
+from models.errors import UserError
+
+CLASSES, POSITIONS, CODES = 3, 5, 7
+
+
+def batches(seed=0, images=40, size=16):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, CODES, (images, POSITIONS, 1)) ** 2 // CODES
+    labels = rng.integers(0, CLASSES - 1, images)  # no image of the last class
+    return [{"ids": ids[k : k + size], "label": labels[k : k + size]} for k in range(0, images, size)]
+
+
+def by_hand(examples):
+    counts = np.full((CLASSES, POSITIONS, CODES), PRIOR / CODES)
+    for batch in examples:
+        for ids, label in zip(batch["ids"], batch["label"]):
+            counts[label, np.arange(POSITIONS), ids[:, 0]] += 1
+    return np.log(counts / counts.sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("pending", [1 << 24, 10])
+def test_shares_are_those_counted_one_by_one(tmp_path, monkeypatch, pending):
+    monkeypatch.setattr(module, "PENDING", pending)
+    count_codes(tmp_path / "f.npz", batches(), CODES)
+    found = Frequencies(tmp_path / "f.npz").log_shares(np.array([2, 0, 1, 0]))
+    np.testing.assert_allclose(found, by_hand(batches())[[2, 0, 1, 0]], atol=1e-5)
+    np.testing.assert_allclose(np.exp(found).sum(-1), 1, atol=1e-5)
+
+
+def test_only_what_was_seen_is_kept(tmp_path):
+    count_codes(tmp_path / "f.npz", batches(), CODES)
+    with np.load(tmp_path / "f.npz") as arrays:
+        assert arrays["counts"].sum() == 40 * POSITIONS
+        assert arrays["counts"].min() > 0
+        assert (np.diff(arrays["keys"]) > 0).all()
+
+
+def test_what_is_not_there_is_told(tmp_path):
+    with pytest.raises(UserError, match="--job=extract"):
+        Frequencies(tmp_path / "f.npz")
+    count_codes(tmp_path / "f.npz", batches(), CODES)
+    (tmp_path / "f.npz").write_bytes((tmp_path / "f.npz").read_bytes()[:-30])
+    with pytest.raises(UserError, match="npz"):
+        Frequencies(tmp_path / "f.npz")
