@@ -16,7 +16,7 @@ from generator.heads import HEADS
 from generator.layouts import LAYOUTS, SequenceLayout
 from models.errors import UserError, unknown
 from models.layers import DTYPES, Embedding, Initializer, Linear, dropout
-from models.masks import Visibility
+from models.masks import Branches, Visibility, behind
 from models.modules import Description, Params, describe, unstack
 from models.registry import build
 from models.rotary import rotary_table
@@ -203,11 +203,13 @@ class Generator(nnx.Module):
         inputs: Float[Array, "B n D"],
         slots: Slots,
         context: Context,
+        branches: Branches | None = None,
     ) -> tuple[Float[Array, "B n V"], list[Cache]]:
         """The one incremental call: outputs of n slots of each row, given the cache of the slots before.
 
         Slots are computed anew however often they are fed, and what the cache holds at later times is never seen: a cache
-        need not be rolled back. Needs `scan_layers=False` (see `sampling_params`).
+        need not be rolled back. Nodes of a tree lie behind the layout's slots, node m at row S + m, until one of each time is
+        settled (`models.transformer.moved`). Needs `scan_layers=False` (see `sampling_params`).
 
         Args:
           cache: `init_cache`, or what the last call gave back; with room for the slots, or ending where numpy's begin.
@@ -215,15 +217,19 @@ class Generator(nnx.Module):
           slots: which slots, int32: (B, n), as rows may be at different places, or (n,), consecutive and the same for all;
             numpy's are known to the compiler.
           context: of the condition.
+          branches: where the inputs are nodes of a tree of drafts, (B, n) slots being their places in the sequence.
         """
         x, table = self.place(inputs, slots)
         whole = context.visibility
-        time = of_slots(whole.q_time, slots)
-        room = cache[0][0].shape[2]
-        if isinstance(slots, np.ndarray):
-            room = max(room, int(slots[-1]) + 1)
-        visibility = Visibility(time, whole.k_start[..., :room], whole.k_end[..., :room])
-        hidden, cache = self.transformer.extend(cache, x, table, visibility, slots, context.modulations)
+        if branches is None:
+            rows, room = slots, cache[0][0].shape[2]
+            if isinstance(slots, np.ndarray):
+                room = max(room, int(slots[-1]) + 1)
+            time = of_slots(whole.q_time, slots)
+            visibility = Visibility(time, whole.k_start[..., :room], whole.k_end[..., :room])
+        else:
+            rows, visibility = self.layout.slots + branches.nodes, behind(whole, branches)
+        hidden, cache = self.transformer.extend(cache, x, table, visibility, rows, context.modulations)
         return self.head(hidden), cache
 
 

@@ -245,6 +245,16 @@ def grown(cache: list[Cache], slots: int) -> list[Cache]:
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0))), cache)
 
 
+def moved(cache: list[Cache], source: Int[Array, "B n"], target: Int[Array, "B n"]) -> list[Cache]:
+    """The cache with what is at `source` at `target` as well; targets of a row must differ."""
+
+    def copied(x: jax.Array) -> jax.Array:
+        taken = jnp.take_along_axis(x, source[:, None, :, None], axis=2)
+        return x.at[jnp.arange(len(x))[:, None], :, target].set(taken.swapaxes(1, 2))
+
+    return jax.tree.map(copied, cache)
+
+
 class Transformer(nnx.Module):
     """`depth` blocks and a last norm.
 

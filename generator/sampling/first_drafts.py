@@ -47,7 +47,8 @@ def above(past: Past, noise: Noise, size: int) -> Drafts:
 def drawn(log_q: Float[Array, "B _W V"], noise: Noise) -> Drafts:
     """Drafts from their distributions, with the noise that the positions keep."""
     kept = noise.kept(log_q.shape[-1])
-    return Drafts(draw(log_q, kept), jnp.broadcast_to(log_q, kept.shape))
+    log_q = jnp.broadcast_to(log_q, kept.shape)
+    return Drafts(draw(log_q, kept), log_q)
 
 
 def of_the_left(past: Past, noise: Noise, drafts: Drafts) -> Drafts:

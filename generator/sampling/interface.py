@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from generator.generator import Condition
 from generator.layouts import SequenceLayout
+from models.masks import Branches
 from models.tokens import Tokens, TokenSpec
 
 
@@ -30,8 +31,10 @@ class Model(Protocol):
     def init_cache(self, batch: int, slots: int | None = None) -> Any:
         """An empty cache, of all slots or the first ones."""
 
-    def extend(self, cache: Any, inputs: Any, slots: Any, context: Any) -> tuple[Float[Array, "B n V"], Any]:
-        """Logits of n slots of each row, given the slots before, and the cache that knows them."""
+    def extend(
+        self, cache: Any, inputs: Any, slots: Any, context: Any, branches: Branches | None = None
+    ) -> tuple[Float[Array, "B n V"], Any]:
+        """Logits of n slots of each row, or nodes of a tree, given the slots before, and the cache that knows them."""
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+Stream = int | Int[Array, "W"]  # of the randomness of a position, the same at all or each its own
 AGAIN = 0xFFFFFFFF  # streams beside the kept one are counted from here down
 
 
@@ -42,20 +43,21 @@ class Noise(NamedTuple):
         """Gumbel noise, the same at every call."""
         return gumbel_noise(self.seed, self.images, self.positions, size)
 
-    def keys(self, stream: int) -> jax.Array:
+    def keys(self, stream: Stream) -> jax.Array:
         """Keys (B, W) of this call."""
 
-        def one(image: jax.Array, position: jax.Array) -> jax.Array:
+        def one(image: jax.Array, position: jax.Array, stream: jax.Array) -> jax.Array:
             key = jax.random.fold_in(jax.random.key(self.seed), image)
             key = jax.random.fold_in(key, jnp.uint32(AGAIN) - position.astype(jnp.uint32))
             return jax.random.fold_in(jax.random.fold_in(key, stream), self.turn)
 
-        return jax.vmap(jax.vmap(one, (None, 0)))(self.images, self.positions)
+        streams = jnp.broadcast_to(jnp.asarray(stream, jnp.uint32), self.positions.shape[1:])
+        return jax.vmap(jax.vmap(one, (None, 0, 0)), (0, 0, None))(self.images, self.positions, streams)
 
-    def fresh(self, size: int, stream: int) -> Float[Array, "B W V"]:
+    def fresh(self, size: int, stream: Stream) -> Float[Array, "B W V"]:
         """Gumbel noise of this call alone."""
         return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (size,))))(self.keys(stream))
 
-    def uniform(self, stream: int) -> Float[Array, "B W"]:
+    def uniform(self, stream: Stream) -> Float[Array, "B W"]:
         """In [0, 1), of this call alone."""
         return jax.vmap(jax.vmap(jax.random.uniform))(self.keys(stream))

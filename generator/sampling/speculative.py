@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from generator.generator import Condition
-from generator.sampling.distribution import Filters, target_distribution
+from generator.sampling.calls import Revise, caller
+from generator.sampling.distribution import Filters
 from generator.sampling.interface import Model, SampleOutput
 from generator.sampling.noise import Noise
 from models.errors import UserError
@@ -104,7 +105,7 @@ def speculative(
     seed: int,
     filters: Filters,
     scales: Float[np.ndarray, "N"],
-    revise: Callable[[Any, jax.Array, Any], jax.Array] | None = None,
+    revise: Revise | None = None,
     frequencies: Float[Array, "B N V"] | None = None,
 ) -> SampleOutput:
     """Draw all tokens of every row, as many a call as stand; traced whole, so that a batch is one program.
@@ -122,32 +123,12 @@ def speculative(
       revise: (state, log p, positions) -> log p to go on with; for tokens that are known.
       frequencies: log of the share of each code at each position, for first drafts that ask.
     """
-    layout, shape, batch = generator.layout, generator.spec.shape, len(images)
+    ask = caller(generator, condition, scales=scales, filters=filters, revise=revise)
+    shape, batch = generator.spec.shape, len(images)
     count, codes = generator.spec.positions, generator.spec.sizes[0]
     assert isinstance(shape, Grid)
-    guided = bool((scales != 1).any())
-    both = (lambda x: jnp.concatenate([x, x])) if guided else (lambda x: x)
-    rows = condition
-    if guided:
-        rows = jax.tree.map(lambda *x: jnp.concatenate(x), condition, generator.condition.null(condition))
-    start, context = generator.start(rows), generator.context(rows)
-    cache = generator.init_cache(len(start))
-    silent = layout.conditions - 1  # slots that predict nothing
-    if silent:
-        _, cache = generator.extend(cache, start[:, :silent], np.arange(silent, dtype=np.int32), context)
     proposals = method.proposals or propose.proposals
     index, row = jnp.arange(window), jnp.arange(batch)[:, None]
-
-    def distributions(state: State, positions: jax.Array) -> tuple[jax.Array, Any]:
-        """log p of every position of the window, given the drafts before it."""
-        before = jnp.take_along_axis(state.ids, jnp.maximum(positions[:, :1] - 1, 0), axis=1)
-        fed = jnp.concatenate([before, state.drafts.tokens[:, :-1]], axis=1)
-        x = jnp.where(both(positions == 0)[..., None], start[:, -1:], both(generator.embed(fed[..., None])))
-        outputs, cache = generator.extend(state.cache, x, both(positions + silent), context)
-        conditional, *unconditional = jnp.split(outputs, 2 if guided else 1)
-        scale = jnp.asarray(scales)[positions]
-        log_p = target_distribution(conditional, unconditional[0] if guided else None, scale, filters)
-        return (log_p if revise is None else revise((), log_p, positions)), cache
 
     def drafted(state: State, shift: jax.Array, carried: Drafts) -> Drafts:
         """The window moved to where the rows are now, with first drafts for what it newly reaches."""
@@ -155,22 +136,17 @@ def speculative(
         noise = Noise(seed, images, first[:, None] + index, state.turn)
         last = jax.tree.map(lambda x: x[:, -1:], carried)
         past = Past(state.ids, first + window - shift, last, frequencies, shape.width)
-        proposed, reached = propose.draw(past, noise, codes), index + shift[:, None]
-        proposed = proposed if proposals else proposed._replace(log_q=None)
-
-        def moved(old: jax.Array, new: jax.Array) -> jax.Array:
-            where = reached.reshape(*reached.shape, *(1,) * (old.ndim - 2))
-            kept = jnp.take_along_axis(old, jnp.minimum(where, window - 1), axis=1)
-            return jnp.where(where < window, kept, new)
-
-        return jax.tree.map(moved, carried, proposed)
+        proposed = propose.draw(past, noise, codes)
+        return moved(carried, proposed if proposals else proposed._replace(log_q=None), shift)
 
     def call(state: State) -> State:
         # At the sequence's end the window stays within it, and some of it is drawn already.
         first = jnp.minimum(state.done, count - window)
         positions = first[:, None] + index
         noise = Noise(seed, images, positions, state.turn)
-        log_p, cache = distributions(state, positions)
+        before = jnp.take_along_axis(state.ids, jnp.maximum(positions[:, :1] - 1, 0), axis=1)
+        fed = jnp.concatenate([before, state.drafts.tokens[:, :-1]], axis=1)
+        log_p, cache = ask(state.cache, fed, positions)
         verdict = method.verify(log_p, state.drafts, noise)
         stands = verdict.stands | (positions < state.done[:, None])
         reached = jnp.cumprod(stands, axis=1).sum(axis=1)[:, None]
@@ -188,11 +164,23 @@ def speculative(
 
     ids = jnp.zeros((batch, count), jnp.int32)
     nothing = Drafts(ids[:, :window], jnp.zeros((batch, window, codes)) if proposals else None)
-    state = State(jnp.int32(0), ids, jnp.zeros(batch, jnp.int32), nothing, cache, ids)
+    state = State(jnp.int32(0), ids, jnp.zeros(batch, jnp.int32), nothing, ask.cache(), ids)
     state = state._replace(drafts=drafted(state, jnp.full(batch, window), nothing))
     state = jax.lax.while_loop(lambda state: (state.done < count).any(), call, state)
     calls = (state.accepted > 0).sum(axis=1)
-    return SampleOutput(Tokens(state.ids[..., None]), calls + bool(silent), (), state.accepted)
+    return SampleOutput(Tokens(state.ids[..., None]), calls + bool(ask.silent), (), state.accepted)
+
+
+def moved(window: Any, beyond: Any, shift: Int[Array, "B"]) -> Any:
+    """Arrays (B, W, ...) from `shift` on, filled up with what is beyond at their ends."""
+
+    def one(old: jax.Array, new: jax.Array) -> jax.Array:
+        where = jnp.arange(new.shape[1]) + shift[:, None]
+        where = where.reshape(*where.shape, *(1,) * (old.ndim - 2))
+        kept = jnp.take_along_axis(old, jnp.minimum(where, old.shape[1] - 1), axis=1)
+        return jnp.where(where < old.shape[1], kept, new)
+
+    return jax.tree.map(one, window, beyond)
 
 
 def refuse(generator: Model, window: int) -> None:

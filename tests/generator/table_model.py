@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from generator.layouts import raster
+from models.masks import behind, visible
 from models.tokens import Grid, TokenSpec
 
 
@@ -36,20 +37,30 @@ class TableModel:
         return condition
 
     def init_cache(self, batch, slots=None):
-        tokens = jnp.zeros((batch, 1, self.layout.slots if slots is None else slots, 1))
-        return [(tokens, tokens)]
+        rows = jnp.zeros((batch, 1, self.layout.slots if slots is None else slots, 1))
+        return [(rows, rows)]
 
-    def extend(self, cache, x, slots, context):
-        rows, slots = jnp.arange(len(x))[:, None], jnp.broadcast_to(jnp.asarray(slots), x.shape[:2])
-        tokens, other = cache[0]
-        missing = self.layout.slots - tokens.shape[2]
-        tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, missing), (0, 0))).at[rows, 0, slots, 0].set(x[..., 0])
-        prefix, prefixes = jnp.zeros(len(x), jnp.int32), []
-        for slot in range(self.layout.slots):
-            prefix = prefix * self.spec.sizes[0] + tokens[:, 0, slot, 0].astype(jnp.int32) if slot else prefix
-            prefixes.append(prefix)
-        of_slots = jnp.stack(prefixes, axis=1)[rows, slots]
-        return jnp.asarray(self.logits)[context[:, None], slots, of_slots], [(tokens[:, :, : -missing or None], other)]
+    def extend(self, cache, x, slots, context, branches=None):
+        batch, slots = jnp.arange(len(x))[:, None], jnp.broadcast_to(jnp.asarray(slots), x.shape[:2])
+        rows, (tokens, places) = slots, cache[0]
+        missing = max(self.layout.slots - tokens.shape[2], 0)
+        tokens, places = (jnp.pad(rows, ((0, 0), (0, 0), (0, missing), (0, 0))) for rows in cache[0])
+        if branches is None:
+            visibility = self.layout.visibility
+            visibility = visibility._replace(q_time=slots)
+        else:
+            rows = jnp.broadcast_to(self.layout.slots + jnp.asarray(branches.nodes), slots.shape)
+            visibility = behind(self.layout.visibility, branches)
+        tokens = tokens.at[batch, 0, rows, 0].set(x[..., 0])
+        places = places.at[batch, 0, rows, 0].set(slots.astype(places.dtype))
+        seen = visible(visibility) & jnp.ones_like(rows, bool)[..., None]
+        # What is seen of every slot of the prefix; of two rows with one slot both, which is no prefix of the table.
+        of_slot = places[:, 0, :, 0, None] == jnp.arange(1, self.layout.slots)
+        prefix = jnp.einsum("bnr,brs,br->bns", seen * 1.0, of_slot * 1.0, tokens[:, 0, :, 0])
+        digits = self.spec.sizes[0] ** (slots[..., None] - jnp.arange(1, self.layout.slots))
+        number = jnp.where(jnp.arange(1, self.layout.slots) <= slots[..., None], prefix * digits, 0).sum(-1)
+        logits = jnp.asarray(self.logits)[context[:, None], slots, number.astype(jnp.int32)]
+        return logits, [(tokens[:, :, : -missing or None], places[:, :, : -missing or None])]
 
     def probabilities(self, scales, temperature, top_k):
         """Of every sequence (V ** N,) in lexical order, in float64."""

@@ -1,0 +1,105 @@
+"""Calls of a model by speculative samplers: what is drawn after each of many drafts, wherever the rows of a batch are."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from generator.generator import Condition
+from generator.sampling.distribution import Filters, target_distribution
+from generator.sampling.interface import Model
+from models.masks import Branches
+from models.transformer import moved
+
+Revise = Callable[[Any, jax.Array, Any], jax.Array]  # (state, log p, positions) -> log p
+
+
+class Caller(NamedTuple):
+    """A model asked for one batch of conditions; guided calls hold the conditional and then the unconditional rows.
+
+    Attributes:
+      model: of tokens one after the other.
+      start: what feeds the slots of the condition.
+      context: of the condition.
+      scales: float32 (N,), guidance scale at each position.
+      filters: temperature, top-k and the like.
+      revise: what becomes of log p, for tokens that are known.
+      guided: whether there are unconditional rows.
+    """
+
+    model: Model
+    start: jax.Array
+    context: Any
+    scales: Float[np.ndarray, "N"]
+    filters: Filters
+    revise: Revise | None
+    guided: bool
+
+    @property
+    def silent(self) -> int:
+        """Slots that predict nothing."""
+        return self.model.layout.conditions - 1
+
+    def both(self, x: jax.Array) -> jax.Array:
+        """For the unconditional rows as well."""
+        return jnp.concatenate([x, x]) if self.guided else x
+
+    def cache(self, nodes: int = 0) -> Any:
+        """A cache that knows the silent slots, with room for a tree of so many nodes behind the sequence."""
+        cache = self.model.init_cache(len(self.start), self.model.layout.slots + nodes)
+        if self.silent:
+            slots = np.arange(self.silent, dtype=np.int32)
+            _, cache = self.model.extend(cache, self.start[:, : self.silent], slots, self.context)
+        return cache
+
+    def __call__(
+        self,
+        cache: Any,
+        tokens: Int[Array, "B n"],
+        positions: Int[Array, "B n"],
+        branches: Branches | None = None,
+    ) -> tuple[Float[Array, "B n V"], Any]:
+        """log p of the tokens at positions, each given the token before it, and the cache that knows those tokens.
+
+        Args:
+          cache: of the calls before.
+          tokens: before the positions; of no meaning before position 0.
+          positions: within the sequence.
+          branches: where the tokens are nodes of a tree of drafts; its `slot` the first position to draw.
+        """
+        x = self.both(self.model.embed(tokens[..., None]))
+        x = jnp.where(self.both(positions == 0)[..., None], self.start[:, -1:], x)
+        slots = self.both(positions + self.silent)
+        if branches is not None:
+            slot, parent = self.both(branches.slot + self.silent), self.both(branches.parent)
+            branches = Branches(slot, parent, branches.nodes)
+        outputs, cache = self.model.extend(cache, x, slots, self.context, branches)
+        conditional, *unconditional = jnp.split(outputs, 2 if self.guided else 1)
+        scale = jnp.asarray(self.scales)[positions]
+        log_p = target_distribution(conditional, unconditional[0] if self.guided else None, scale, self.filters)
+        return (log_p if self.revise is None else self.revise((), log_p, positions)), cache
+
+    def settled(self, cache: Any, nodes: Int[Array, "B n"], positions: Int[Array, "B n"]) -> Any:
+        """The cache with nodes of a tree as what stands before positions; those beyond the sequence's end are dropped."""
+        slots = self.model.layout.slots
+        target = jnp.where(positions < self.model.spec.positions, positions + self.silent, slots + nodes)
+        return moved(cache, self.both(slots + nodes), self.both(target))
+
+
+def caller(
+    model: Model,
+    condition: Condition,
+    *,
+    scales: Float[np.ndarray, "N"],
+    filters: Filters,
+    revise: Revise | None = None,
+) -> Caller:
+    """The model asked for a batch of conditions."""
+    guided = bool((scales != 1).any())
+    rows = condition
+    if guided:
+        rows = jax.tree.map(lambda *x: jnp.concatenate(x), condition, model.condition.null(condition))
+    return Caller(model, model.start(rows), model.context(rows), scales, filters, revise, guided)
