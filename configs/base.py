@@ -126,9 +126,14 @@ def get_config() -> ConfigDict:
                 "name": "sequential",  # sequential | fixed_noise | jacobi | coupled_gumbel | coupled_maximal
                 "temperature": 1.0,  # 0 is greedy
                 "top_k": 0,  # 0 keeps all codes
+                "top_k_entropy": 0.0,  # nats at which half of top_k are kept, fewer at less; 0 keeps top_k everywhere
                 "top_p": 1.0,  # 1 keeps all codes
+                "min_p": 0.0,  # least share of the best code's probability; 0 keeps all codes
                 "guidance_scale": 2.0,  # unconditional + scale * (conditional - unconditional); 1 is off
-                "guidance_schedule": "constant",  # constant | linear | cosine, over the positions, or scales
+                # Over the positions, or scales: constant | linear | half_linear | cosine | sine | log | triangular |
+                # reversed_linear | reversed_cosine | flipped_cosine
+                "guidance_schedule": "constant",
+                "guidance_power": 1.0,  # of the progress that the schedule sees; above 1 guidance rises later
                 "guidance_interval": (0.0, 1.0),  # guide only there, as shares of the positions, or scales
                 "window": 16,  # drafts that a call judges, of all but `sequential`
                 "first_drafts": "frequency",  # frequency | uniform | repeat_left | sample_left | above

@@ -197,15 +197,15 @@ class Generator(nnx.Module):
         visibility = self.condition.visibility(condition, self.layout.visibility)
         return Context(visibility, self.transformer.modulations(self.vector(condition)))
 
-    def extend(
+    def hidden(
         self,
         cache: list[Cache],
         inputs: Float[Array, "B n D"],
         slots: Slots,
         context: Context,
         branches: Branches | None = None,
-    ) -> tuple[Float[Array, "B n V"], list[Cache]]:
-        """The one incremental call: outputs of n slots of each row, given the cache of the slots before.
+    ) -> tuple[Float[Array, "B n D"], list[Cache]]:
+        """The one incremental call: what the head is asked with of n slots of each row, given the cache of the slots before.
 
         Slots are computed anew however often they are fed, and what the cache holds at later times is never seen: a cache
         need not be rolled back. Nodes of a tree lie behind the layout's slots, node m at row S + m, until one of each time is
@@ -229,7 +229,17 @@ class Generator(nnx.Module):
             visibility = Visibility(time, whole.k_start[..., :room], whole.k_end[..., :room])
         else:
             rows, visibility = self.layout.slots + branches.nodes, behind(whole, branches)
-        hidden, cache = self.transformer.extend(cache, x, table, visibility, rows, context.modulations)
+        return self.transformer.extend(cache, x, table, visibility, rows, context.modulations)
+
+    def extend(
+        self,
+        cache: list[Cache],
+        inputs: Float[Array, "B n D"],
+        slots: Slots,
+        context: Context,
+    ) -> tuple[Float[Array, "B n V"], list[Cache]]:
+        """`hidden`, and the head's outputs."""
+        hidden, cache = self.hidden(cache, inputs, slots, context)
         return self.head(hidden), cache
 
 

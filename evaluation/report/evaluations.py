@@ -13,10 +13,13 @@ SAMPLING: dict[str, tuple[str, Any]] = {
     "step": ("step {}", None),
     "sampler.guidance_scale": ("guidance {}", None),
     "sampler.guidance_schedule": ("{} schedule", "constant"),
+    "sampler.guidance_power": ("guidance power {}", 1.0),
     "sampler.guidance_interval": ("guided within {}", [0.0, 1.0]),
     "sampler.temperature": ("temperature {}", None),
     "sampler.top_k": ("top-k {}", 0),
+    "sampler.top_k_entropy": ("top-k entropy {}", 0.0),
     "sampler.top_p": ("top-p {}", 1.0),
+    "sampler.min_p": ("min-p {}", 0.0),
 }
 PHRASES = {name: phrase for name, (phrase, _) in SAMPLING.items()} | {
     "evaluation.samples": "{} samples",

@@ -52,7 +52,7 @@ class Caller(NamedTuple):
         cache = self.model.init_cache(len(self.start), self.model.layout.slots + nodes)
         if self.silent:
             slots = np.arange(self.silent, dtype=np.int32)
-            _, cache = self.model.extend(cache, self.start[:, : self.silent], slots, self.context)
+            _, cache = self.model.hidden(cache, self.start[:, : self.silent], slots, self.context)
         return cache
 
     def __call__(
@@ -61,8 +61,8 @@ class Caller(NamedTuple):
         tokens: Int[Array, "B n"],
         positions: Int[Array, "B n"],
         branches: Branches | None = None,
-    ) -> tuple[Float[Array, "B n V"], Any]:
-        """log p of the tokens at positions, each given the token before it, and the cache that knows those tokens.
+    ) -> tuple[Float[Array, "R n D"], Any]:
+        """What the head is asked with of positions, each given the token before it, and the cache that knows those tokens.
 
         Args:
           cache: of the calls before.
@@ -76,11 +76,14 @@ class Caller(NamedTuple):
         if branches is not None:
             slot, parent = self.both(branches.slot + self.silent), self.both(branches.parent)
             branches = Branches(slot, parent, branches.nodes)
-        outputs, cache = self.model.extend(cache, x, slots, self.context, branches)
-        conditional, *unconditional = jnp.split(outputs, 2 if self.guided else 1)
+        return self.model.hidden(cache, x, slots, self.context, branches)
+
+    def log_p(self, hidden: Float[Array, "R n D"], positions: Int[Array, "B n"]) -> Float[Array, "B n V"]:
+        """Of the tokens at positions, as they are drawn."""
+        conditional, *unconditional = jnp.split(self.model.head(hidden), 2 if self.guided else 1)
         scale = jnp.asarray(self.scales)[positions]
         log_p = target_distribution(conditional, unconditional[0] if self.guided else None, scale, self.filters)
-        return (log_p if self.revise is None else self.revise((), log_p, positions)), cache
+        return log_p if self.revise is None else self.revise((), log_p, positions)
 
     def settled(self, cache: Any, nodes: Int[Array, "B n"], positions: Int[Array, "B n"]) -> Any:
         """The cache with nodes of a tree as what stands before positions; those beyond the sequence's end are dropped."""

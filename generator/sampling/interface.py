@@ -31,10 +31,14 @@ class Model(Protocol):
     def init_cache(self, batch: int, slots: int | None = None) -> Any:
         """An empty cache, of all slots or the first ones."""
 
-    def extend(
-        self, cache: Any, inputs: Any, slots: Any, context: Any, branches: Branches | None = None
-    ) -> tuple[Float[Array, "B n V"], Any]:
-        """Logits of n slots of each row, or nodes of a tree, given the slots before, and the cache that knows them."""
+    def hidden(self, cache: Any, inputs: Any, slots: Any, context: Any, branches: Branches | None = None) -> Any:
+        """What the head is asked with of n slots of each row, or nodes of a tree, (B, n, D), and the cache that knows them."""
+
+    def head(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Logits."""
+
+    def extend(self, cache: Any, inputs: Any, slots: Any, context: Any) -> tuple[Float[Array, "B n V"], Any]:
+        """Logits of n slots of each row, given the slots before, and the cache that knows them."""
 
 
 @runtime_checkable

@@ -35,6 +35,9 @@ class Settings:
     guidance_scale: float
     guidance_schedule: str
     guidance_interval: Sequence[float]
+    top_k_entropy: float = 0.0
+    min_p: float = 0.0
+    guidance_power: float = 1.0
     smooth: bool = False
     window: int = 16
     first_drafts: str = "uniform"
@@ -43,14 +46,15 @@ class Settings:
         """What all samplers take."""
         return {
             "seed": self.seed,
-            "filters": Filters(self.temperature, self.top_k, self.top_p),
+            "filters": Filters(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Filters)}),
             "scales": self.scales(len(model.layout.groups)),
         }
 
     def scales(self, times: int) -> Float[np.ndarray, "S"]:
         """Guidance at every time of a layout."""
         low, high = self.guidance_interval
-        return guidance_scales(times, scale=self.guidance_scale, schedule=self.guidance_schedule, interval=(low, high))
+        return guidance_scales(times, scale=self.guidance_scale, schedule=self.guidance_schedule, interval=(low, high),
+                               power=self.guidance_power)  # fmt: skip
 
 
 def one_by_one(settings: Settings, model: Model) -> Sampler:

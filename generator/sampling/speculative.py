@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from generator.generator import Condition
 from generator.sampling.calls import Revise, caller
-from generator.sampling.distribution import Filters
+from generator.sampling.distribution import Filters, draw
 from generator.sampling.interface import Model, SampleOutput
 from generator.sampling.noise import Noise
 from models.errors import UserError
@@ -76,11 +76,35 @@ class Method(NamedTuple):
     proposals: bool  # whether it asks for the distributions of drafts
 
 
-class FirstDrafts(NamedTuple):
-    """How positions that no call has seen are drafted."""
+class Seen(NamedTuple):
+    """What a call of the model saw and gave.
 
-    draw: Callable[[Past, Noise, int], Drafts]  # of so many codes
-    proposals: bool = False  # whether it asks for the distributions of the drafts before
+    Attributes:
+      first: int32 (B,), the first of the positions.
+      ids: int32 (B, N), the tokens as they were then.
+      hidden: (R, W, D), what the head was asked with.
+      done: int32 (B,), drawn since.
+    """
+
+    first: Int[Array, "B"]
+    ids: Int[Array, "B N"]
+    hidden: Float[Array, "R W D"]
+    done: Int[Array, "B"]
+
+
+class FirstDrafts(NamedTuple):
+    """How positions that no call has seen are drafted.
+
+    Attributes:
+      draw: (past, noise, codes) -> drafts of the window's positions.
+      proposals: whether `draw` asks for the distributions of the drafts before.
+      refine: (log q at position i of the window, what the last call saw, ids as they are now, position) -> log q: for drafts
+        that follow what was drawn meanwhile, position by position; None leaves them as they are.
+    """
+
+    draw: Callable[[Past, Noise, int], Drafts]
+    proposals: bool = False
+    refine: Callable[[jax.Array, Seen, jax.Array, jax.Array], jax.Array] | None = None
 
 
 class State(NamedTuple):
@@ -118,7 +142,7 @@ def speculative(
       propose: what is drafted first.
       window: W, drafts a call.
       seed: of the run.
-      filters: temperature, top-k and top-p.
+      filters: of every distribution.
       scales: guidance scale at each position.
       revise: (state, log p, positions) -> log p to go on with; for tokens that are known.
       frequencies: log of the share of each code at each position, for first drafts that ask.
@@ -127,17 +151,18 @@ def speculative(
     shape, batch = generator.spec.shape, len(images)
     count, codes = generator.spec.positions, generator.spec.sizes[0]
     assert isinstance(shape, Grid)
-    proposals = method.proposals or propose.proposals
+    proposals = method.proposals or propose.proposals or bool(propose.refine)
     index, row = jnp.arange(window), jnp.arange(batch)[:, None]
 
-    def drafted(state: State, shift: jax.Array, carried: Drafts) -> Drafts:
+    def drafted(state: State, shift: jax.Array, carried: Drafts, seen: Seen | None = None) -> Drafts:
         """The window moved to where the rows are now, with first drafts for what it newly reaches."""
         first = jnp.minimum(state.done, count - window)
         noise = Noise(seed, images, first[:, None] + index, state.turn)
         last = jax.tree.map(lambda x: x[:, -1:], carried)
         past = Past(state.ids, first + window - shift, last, frequencies, shape.width)
         proposed = propose.draw(past, noise, codes)
-        return moved(carried, proposed if proposals else proposed._replace(log_q=None), shift)
+        drafts = moved(carried, proposed if proposals else proposed._replace(log_q=None), shift)
+        return refined(drafts, propose.refine, state, noise, seen) if propose.refine and seen else drafts
 
     def call(state: State) -> State:
         # At the sequence's end the window stays within it, and some of it is drawn already.
@@ -146,7 +171,8 @@ def speculative(
         noise = Noise(seed, images, positions, state.turn)
         before = jnp.take_along_axis(state.ids, jnp.maximum(positions[:, :1] - 1, 0), axis=1)
         fed = jnp.concatenate([before, state.drafts.tokens[:, :-1]], axis=1)
-        log_p, cache = ask(state.cache, fed, positions)
+        hidden, cache = ask(state.cache, fed, positions)
+        log_p = ask.log_p(hidden, positions)
         verdict = method.verify(log_p, state.drafts, noise)
         stands = verdict.stands | (positions < state.done[:, None])
         reached = jnp.cumprod(stands, axis=1).sum(axis=1)[:, None]
@@ -155,12 +181,13 @@ def speculative(
         tokens = jnp.where(index == reached, verdict.instead, carried.tokens)
         tokens = jnp.where(index < reached, state.drafts.tokens, tokens)
         done = first + jnp.minimum(reached[:, 0] + 1, window)
+        seen = Seen(first, state.ids.at[row, positions].set(state.drafts.tokens), hidden, done)
         state = State(
             state.turn + 1, state.ids.at[row, positions].set(tokens), done, state.drafts, cache,
             state.accepted.at[:, state.turn].set(done - state.done),
         )  # fmt: skip
         shift = jnp.minimum(done, count - window) - first
-        return state._replace(drafts=drafted(state, shift, carried._replace(tokens=tokens)))
+        return state._replace(drafts=drafted(state, shift, carried._replace(tokens=tokens), seen))
 
     ids = jnp.zeros((batch, count), jnp.int32)
     nothing = Drafts(ids[:, :window], jnp.zeros((batch, window, codes)) if proposals else None)
@@ -169,6 +196,22 @@ def speculative(
     state = jax.lax.while_loop(lambda state: (state.done < count).any(), call, state)
     calls = (state.accepted > 0).sum(axis=1)
     return SampleOutput(Tokens(state.ids[..., None]), calls + bool(ask.silent), (), state.accepted)
+
+
+def refined(drafts: Drafts, refine: Any, state: State, noise: Noise, seen: Seen) -> Drafts:
+    """Drafts drawn anew from left to right, each from what `refine` makes of its distribution."""
+    kept, row = noise.kept(drafts.log_q.shape[-1]), jnp.arange(len(state.done))
+
+    def step(index: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        ids, log_q = carry
+        position = noise.positions[:, index]
+        better = refine(log_q[:, index], seen, ids, position)
+        known = position < state.done
+        token = jnp.where(known, ids[row, position], draw(better, kept[:, index]))
+        return ids.at[row, position].set(token), log_q.at[:, index].set(better)
+
+    ids, log_q = jax.lax.fori_loop(0, kept.shape[1], step, (state.ids, drafts.log_q))
+    return Drafts(jnp.take_along_axis(ids, noise.positions, axis=1), log_q)
 
 
 def moved(window: Any, beyond: Any, shift: Int[Array, "B"]) -> Any:

@@ -166,7 +166,8 @@ def by_trees(
         positions = state.done[:, None] + depth  # that are drawn after the nodes
         inside = jnp.minimum(positions, count - 1)
         branches = Branches(jnp.minimum(state.done, count - 1), tree.parent, np.arange(drafts.nodes, dtype=np.int32))
-        log_p, cache = ask(state.cache, tree.tokens, inside, branches)
+        hidden, cache = ask(state.cache, tree.tokens, inside, branches)
+        log_p = ask.log_p(hidden, inside)
         walk = rule.walk(log_p, tree, here.noise(positions))
         path = path_of(walk.taken, depth, drafts.levels)
         target = jnp.where(depths < path.length[:, None], state.done[:, None] + depths, count)

@@ -75,9 +75,9 @@ class Parts:
 def filters_of(row: np.ndarray) -> Filters:
     """Of a row (temperature, top_k, top_p) of LlamaGen, where 1 is no top-p, or (top_k, top_p) of VAR, where 0 is none."""
     if len(row) == 3:
-        return Filters(max(float(row[0]), COLDEST), int(row[1]), float(row[2]))
+        return Filters(temperature=max(float(row[0]), COLDEST), top_k=int(row[1]), top_p=float(row[2]))
     if len(row) == 2:
-        return Filters(1.0, int(row[0]), float(row[1]) or 1.0)
+        return Filters(top_k=int(row[0]), top_p=float(row[1]) or 1.0)
     raise NoRule(f"no rule for settings of {len(row)} numbers")
 
 

@@ -40,7 +40,13 @@ class TableModel:
         rows = jnp.zeros((batch, 1, self.layout.slots if slots is None else slots, 1))
         return [(rows, rows)]
 
-    def extend(self, cache, x, slots, context, branches=None):
+    def head(self, hidden):
+        return hidden
+
+    def extend(self, cache, x, slots, context):
+        return self.hidden(cache, x, slots, context)
+
+    def hidden(self, cache, x, slots, context, branches=None):
         batch, slots = jnp.arange(len(x))[:, None], jnp.broadcast_to(jnp.asarray(slots), x.shape[:2])
         rows, (tokens, places) = slots, cache[0]
         missing = max(self.layout.slots - tokens.shape[2], 0)

@@ -9,10 +9,14 @@ from generator.sampling.noise import gumbel_noise
 from models.errors import UserError
 
 
-def reference(logits, *, temperature=1.0, top_k=0, top_p=1.0):
-    """Probabilities in float64, one row, code after code: temperature, then top-k with its ties, then top-p."""
+def reference(logits, *, temperature=1.0, top_k=0, top_k_entropy=0.0, top_p=1.0, min_p=0.0):
+    """Probabilities in float64, one row, code after code: temperature, top-k with its ties, top-p, then min-p."""
     logits = np.asarray(logits, np.float64) / temperature
     kept = set(range(len(logits)))
+    if top_k_entropy:
+        shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        entropy = -sum(share * np.log(share) for share in shares if share > 0)
+        top_k = round(1 + ((top_k or len(logits)) - 1) / (1 + np.exp(top_k_entropy - entropy)))
     if top_k:
         kth = sorted(logits, reverse=True)[min(top_k, len(logits)) - 1]
         kept = {code for code in kept if logits[code] >= kth}
@@ -22,6 +26,7 @@ def reference(logits, *, temperature=1.0, top_k=0, top_p=1.0):
         if not nucleus or before <= top_p:
             nucleus.add(code)
         before += weights[code] / total
+    nucleus = {code for code in nucleus if weights[code] >= min_p * max(weights.values())}
     share = sum(weights[code] for code in nucleus)
     return np.array([weights[code] / share if code in nucleus else 0.0 for code in range(len(logits))])
 
@@ -32,7 +37,11 @@ ROWS = np.random.default_rng(0).normal(size=(6, 12)).astype(np.float32) * 2
 @pytest.mark.parametrize(
     "fields",
     [{}, {"temperature": 0.5}, {"temperature": 3.0}, {"top_k": 1}, {"top_k": 4}, {"top_k": 99}, {"top_p": 0.0},
-     {"top_p": 0.55}, {"top_p": 0.95}, {"top_k": 5, "top_p": 0.8}, {"temperature": 2.5, "top_k": 7, "top_p": 0.6}],
+     {"top_p": 0.55}, {"top_p": 0.95}, {"top_k": 5, "top_p": 0.8}, {"temperature": 2.5, "top_k": 7, "top_p": 0.6},
+     {"min_p": 0.05}, {"min_p": 0.5}, {"min_p": 1.0}, {"temperature": 3.0, "min_p": 0.2}, {"top_p": 0.9, "min_p": 0.1},
+     {"top_k_entropy": 1.0}, {"top_k": 8, "top_k_entropy": 1.5}, {"top_k": 99, "top_k_entropy": 4.0},
+     {"temperature": 0.4, "top_k_entropy": 1.0}, {"top_k": 1, "top_k_entropy": 0.5},
+     {"temperature": 1.5, "top_k": 9, "top_k_entropy": 1.0, "top_p": 0.9, "min_p": 0.3}],
 )  # fmt: skip
 def test_filters_follow_a_float64_reference_in_their_order(fields):
     found = np.exp(target_distribution(jnp.asarray(ROWS), None, 1.0, Filters(**fields)))
@@ -83,8 +92,57 @@ def test_top_p_of_zero_keeps_the_most_probable_code():
     np.testing.assert_array_equal(np.isfinite(found), np.eye(12, dtype=bool)[ROWS.argmax(-1)])
 
 
+def kept(logits, **fields):
+    return np.isfinite(np.asarray(target_distribution(jnp.asarray(logits), None, 1.0, Filters(**fields))))
+
+
+def test_min_p_keeps_what_has_its_share_of_the_best_and_with_1_the_best_and_its_equals():
+    logits = np.log(np.array([0.1, 0.4, 0.05, 0.4, 0.05], np.float32))
+    for min_p, codes in ((0.0, [0, 1, 2, 3, 4]), (0.12, [0, 1, 2, 3, 4]), (0.13, [0, 1, 3]), (1.0, [1, 3])):
+        np.testing.assert_array_equal(np.flatnonzero(kept(logits, min_p=min_p)), codes)
+
+
+def test_min_p_takes_of_what_top_p_left():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    assert kept(logits, top_p=0.75, min_p=0.2).tolist() == [True, True, False, False]
+    assert kept(logits, top_p=0.9, min_p=0.2).tolist() == [True, True, True, False]
+    # The other way round, top-p would be a share of the first three and keep two.
+    assert kept(logits, top_p=0.82, min_p=0.2).tolist() == [True, True, True, False]
+
+
+def test_the_numbers_of_pure_keep_few_of_a_sure_distribution_and_many_of_a_flat_one():
+    order = np.random.default_rng(0).permutation(4096).astype(np.float32)
+    sure = np.where(order == 0, 50, -order / 4096)  # H = 0: 1 + 1999 / (1 + e^5) = 14.4
+    some = np.where(order < 148, 0, -30) - order / 1e6  # H = ln 148 = 4.997: 1 + 1999 / (1 + e^0.003) = 999.0
+    flat = -order / 1e6  # H = ln 4096 = 8.318: 1 + 1999 / (1 + e^-3.318) = 1930.2
+    for logits, count in ((sure, 14), (some, 999), (flat, 1930)):
+        found = kept(logits.astype(np.float32), top_k=2000, top_k_entropy=5.0)
+        np.testing.assert_array_equal(found, order < count)
+
+
+def test_top_k_by_entropy_keeps_ties_and_at_least_the_best():
+    assert kept(np.zeros(10, np.float32), top_k=4, top_k_entropy=1.0).all()
+    certain = np.array([-np.inf, 0, -np.inf], np.float32)  # its entropy is 0
+    assert kept(certain, top_k_entropy=9.0).tolist() == [False, True, False]
+    logits = np.array([0, 2, 2, -1, 2], np.float32)
+    assert kept(logits, top_k=5, top_k_entropy=99.0).tolist() == [False, True, True, False, True]
+
+
+@pytest.mark.parametrize("fields", [{"min_p": 0.2}, {"top_k": 9, "top_k_entropy": 1.5}, {"top_k": 5, "top_p": 0.8}])
+def test_what_is_kept_at_a_position_depends_on_that_position_alone(fields):
+    logits = np.random.default_rng(1).normal(size=(2, 5, 12)).astype(np.float32) * np.arange(5)[:, None]
+    filtered = jax.jit(lambda logits: target_distribution(logits, None, 1.0, Filters(**fields)))
+    together = np.asarray(filtered(logits))
+    for row, position in np.ndindex(2, 5):
+        np.testing.assert_array_equal(kept(logits[row, position], **fields), np.isfinite(together[row, position]))
+        others = np.random.default_rng(2).normal(size=logits.shape).astype(np.float32) * 9
+        others[row, position] = logits[row, position]
+        np.testing.assert_array_equal(np.asarray(filtered(others))[row, position], together[row, position])
+
+
 def test_temperature_zero_is_greedy_whatever_the_noise():
-    log_probs = target_distribution(jnp.asarray(ROWS), None, 1.0, Filters(temperature=0.0))
+    filters = Filters(temperature=0.0, min_p=0.1, top_k_entropy=2.0)
+    log_probs = target_distribution(jnp.asarray(ROWS), None, 1.0, filters)
     noise = gumbel_noise(0, jnp.arange(6), jnp.arange(50)[None].repeat(6, 0), 12)
     tokens = draw(jnp.broadcast_to(log_probs[:, None], noise.shape), noise)
     np.testing.assert_array_equal(tokens, np.tile(ROWS.argmax(-1)[:, None], (1, 50)))
@@ -112,9 +170,13 @@ def test_guidance_comes_before_the_filters_and_may_differ_by_row():
         np.testing.assert_allclose(row, reference(u + scale * (c - u), **fields), atol=2e-6)
 
 
-@pytest.mark.parametrize("fields", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 1.1}, {"top_p": -0.1}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"temperature": -1.0}, {"top_k": -1}, {"top_k_entropy": -1.0}, {"top_p": 1.1}, {"top_p": -0.1}, {"min_p": 1.1},
+     {"min_p": -0.1}, {"min_p": float("nan")}],
+)  # fmt: skip
 def test_impossible_filters_are_the_users_mistake(fields):
-    with pytest.raises(UserError, match=next(iter(fields))):
+    with pytest.raises(UserError, match=r"{} {}\b".format(*next(iter(fields.items())))):
         Filters(**fields)
 
 

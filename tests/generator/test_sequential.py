@@ -203,13 +203,17 @@ def test_a_config_section_builds_the_same_sampler(make):
         "guidance_scale": 3.0,
         "guidance_schedule": "cosine",
         "guidance_interval": [0.2, 0.9],
+        "guidance_power": 2.0,
         "top_k": 5,
+        "top_k_entropy": 1.0,
+        "min_p": 0.05,
     }
     sampler = build_sampler(section, 4, case.sampling_generator)
     labels, images = jnp.array([0, 3]), jnp.array([2, 6])
     out = jax.jit(lambda params: sampler(case.sampling.merge(params), labels, images, TOKENS))(case.sampling_params)
-    scales = guidance_scales(12, scale=3.0, schedule="cosine", interval=(0.2, 0.9))
-    expected, calls = sample(case, labels, images, scales=scales, filters=Filters(top_k=5), seed=4)
+    scales = guidance_scales(12, scale=3.0, schedule="cosine", interval=(0.2, 0.9), power=2.0)
+    filters = Filters(top_k=5, top_k_entropy=1.0, min_p=0.05)
+    expected, calls = sample(case, labels, images, scales=scales, filters=filters, seed=4)
     np.testing.assert_array_equal(out.tokens.ids[..., 0], expected)
     np.testing.assert_array_equal(out.calls, calls)
 
