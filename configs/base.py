@@ -123,7 +123,8 @@ def get_config() -> ConfigDict:
                 "generator": stage(),
             },
             "sampler": {
-                "name": "sequential",  # sequential | fixed_noise | jacobi | coupled_gumbel | coupled_maximal
+                # sequential | fixed_noise | jacobi | coupled_gumbel | coupled_maximal; lossy: gsd | lantern | zipar
+                "name": "sequential",
                 "temperature": 1.0,  # 0 is greedy
                 "top_k": 0,  # 0 keeps all codes
                 "top_k_entropy": 0.0,  # nats at which half of top_k are kept, fewer at less; 0 keeps top_k everywhere
@@ -135,8 +136,10 @@ def get_config() -> ConfigDict:
                 "guidance_schedule": "constant",
                 "guidance_power": 1.0,  # of the progress that the schedule sees; above 1 guidance rises later
                 "guidance_interval": (0.0, 1.0),  # guide only there, as shares of the positions, or scales
-                "window": 16,  # drafts that a call judges, of all but `sequential`
+                "window": 16,  # drafts that a call judges; of `zipar`, columns that a row is behind the one above
                 "first_drafts": "frequency",  # frequency | uniform | repeat_left | sample_left | above
+                "relax": 0.15,  # gsd: codes of a cluster differ by less in p; lantern: bound on what is moved, >= 1: see there
+                "near": 0.06,  # gsd, lantern: share of the codes that count as near a code
                 "smooth": False,  # of scales: mix the codes, for smoother pictures that are no samples of the model
             },
             "sample": {

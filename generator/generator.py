@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from generator.conditioning import CONDITIONS, Captions
@@ -16,7 +16,7 @@ from generator.heads import HEADS
 from generator.layouts import LAYOUTS, SequenceLayout
 from models.errors import UserError, unknown
 from models.layers import DTYPES, Embedding, Initializer, Linear, dropout
-from models.masks import Branches, Visibility, behind
+from models.masks import INFINITY, Branches, Visibility, behind
 from models.modules import Description, Params, describe, unstack
 from models.registry import build
 from models.rotary import rotary_table
@@ -204,6 +204,7 @@ class Generator(nnx.Module):
         slots: Slots,
         context: Context,
         branches: Branches | None = None,
+        unwritten: Bool[Array, "S"] | None = None,
     ) -> tuple[Float[Array, "B n D"], list[Cache]]:
         """The one incremental call: what the head is asked with of n slots of each row, given the cache of the slots before.
 
@@ -218,6 +219,7 @@ class Generator(nnx.Module):
             numpy's are known to the compiler.
           context: of the condition.
           branches: where the inputs are nodes of a tree of drafts, (B, n) slots being their places in the sequence.
+          unwritten: slots that nobody sees; for who feeds slots out of order.
         """
         x, table = self.place(inputs, slots)
         whole = context.visibility
@@ -226,7 +228,8 @@ class Generator(nnx.Module):
             if isinstance(slots, np.ndarray):
                 room = max(room, int(slots[-1]) + 1)
             time = of_slots(whole.q_time, slots)
-            visibility = Visibility(time, whole.k_start[..., :room], whole.k_end[..., :room])
+            start = whole.k_start if unwritten is None else jnp.where(unwritten, INFINITY, whole.k_start)
+            visibility = Visibility(time, start[..., :room], whole.k_end[..., :room])
         else:
             rows, visibility = self.layout.slots + branches.nodes, behind(whole, branches)
         return self.transformer.extend(cache, x, table, visibility, rows, context.modulations)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from generator.generator import Condition
 from generator.sampling.distribution import Filters, target_distribution
@@ -61,6 +61,7 @@ class Caller(NamedTuple):
         tokens: Int[Array, "B n"],
         positions: Int[Array, "B n"],
         branches: Branches | None = None,
+        unwritten: Bool[Array, "S"] | None = None,
     ) -> tuple[Float[Array, "R n D"], Any]:
         """What the head is asked with of positions, each given the token before it, and the cache that knows those tokens.
 
@@ -69,6 +70,7 @@ class Caller(NamedTuple):
           tokens: before the positions; of no meaning before position 0.
           positions: within the sequence.
           branches: where the tokens are nodes of a tree of drafts; its `slot` the first position to draw.
+          unwritten: slots that nobody sees.
         """
         x = self.both(self.model.embed(tokens[..., None]))
         x = jnp.where(self.both(positions == 0)[..., None], self.start[:, -1:], x)
@@ -76,7 +78,7 @@ class Caller(NamedTuple):
         if branches is not None:
             slot, parent = self.both(branches.slot + self.silent), self.both(branches.parent)
             branches = Branches(slot, parent, branches.nodes)
-        return self.model.hidden(cache, x, slots, self.context, branches)
+        return self.model.hidden(cache, x, slots, self.context, branches, unwritten)
 
     def log_p(self, hidden: Float[Array, "R n D"], positions: Int[Array, "B n"]) -> Float[Array, "B n V"]:
         """Of the tokens at positions, as they are drawn."""

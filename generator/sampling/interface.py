@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from generator.generator import Condition
 from generator.layouts import SequenceLayout
@@ -31,7 +31,15 @@ class Model(Protocol):
     def init_cache(self, batch: int, slots: int | None = None) -> Any:
         """An empty cache, of all slots or the first ones."""
 
-    def hidden(self, cache: Any, inputs: Any, slots: Any, context: Any, branches: Branches | None = None) -> Any:
+    def hidden(
+        self,
+        cache: Any,
+        inputs: Any,
+        slots: Any,
+        context: Any,
+        branches: Branches | None = None,
+        unwritten: Bool[Array, "S"] | None = None,
+    ) -> Any:
         """What the head is asked with of n slots of each row, or nodes of a tree, (B, n, D), and the cache that knows them."""
 
     def head(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

@@ -1,6 +1,7 @@
 """Samplers by name; a new one is a file here and a line in this table.
 
-All but those that are called lossy draw from the model's own distribution. `sequential` and `fixed_noise` draw the same tokens.
+All but the lossy ones, `gsd`, `lantern` and `zipar`, draw from the model's own distribution. `sequential` and `fixed_noise`
+draw the same tokens.
 """
 
 import dataclasses
@@ -13,15 +14,19 @@ from jaxtyping import Float
 from generator.sampling.distribution import Filters
 from generator.sampling.first_drafts import FIRST_DRAFTS
 from generator.sampling.fixed_noise import FIXED_NOISE
+from generator.sampling.gsd import gsd
 from generator.sampling.guidance import guidance_scales
 from generator.sampling.interface import Model, SampleOutput
 from generator.sampling.jacobi import FRESH, GUMBEL, MAXIMAL
+from generator.sampling.lantern import lantern
 from generator.sampling.sequential import sequential
 from generator.sampling.speculative import Method, refuse, speculative
+from generator.sampling.zipar import refuse as refuse_zipar
+from generator.sampling.zipar import zipar
 from models.errors import unknown
 from models.registry import build
 
-Sampler = Callable[..., SampleOutput]  # (generator, condition, images, feed, *, revise, frequencies)
+Sampler = Callable[..., SampleOutput]  # (generator, condition, images, feed, *, revise, frequencies, codebook)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,8 @@ class Settings:
     smooth: bool = False
     window: int = 16
     first_drafts: str = "uniform"
+    relax: float = 0.15
+    near: float = 0.06
 
     def of(self, model: Model) -> dict[str, Any]:
         """What all samplers take."""
@@ -60,14 +67,34 @@ class Settings:
 def one_by_one(settings: Settings, model: Model) -> Sampler:
     """`sequential`."""
 
-    def sample(model: Model, condition: Any, images: Any, feed: Any, *, frequencies: Any = None, **options: Any) -> Any:
-        return sequential(model, condition, images, feed, smooth=settings.smooth, **settings.of(model), **options)
+    def sample(model: Model, condition: Any, images: Any, feed: Any, *, revise: Any = None, **unasked: Any) -> Any:
+        return sequential(model, condition, images, feed, smooth=settings.smooth, revise=revise, **settings.of(model))
+
+    return sample
+
+
+def by_rows(settings: Settings, model: Model) -> Sampler:
+    """`zipar`, which is lossy."""
+    refuse_zipar(model, settings.window)
+
+    def sample(model: Model, condition: Any, images: Any, feed: Any, *, revise: Any = None, **unasked: Any) -> Any:
+        return zipar(model, condition, images, window=settings.window, revise=revise, **settings.of(model))
 
     return sample
 
 
 def by_windows(method: Method) -> Callable[[Settings, Model], Sampler]:
     """`speculative` by a method."""
+    return by_codes(lambda settings, codebook: method)
+
+
+def by_relaxed(method: Callable[..., Method]) -> Callable[[Settings, Model], Sampler]:
+    """`speculative` by a lossy method of the tokenizer's codes."""
+    return by_codes(lambda settings, codebook: method(codebook, relax=settings.relax, near=settings.near))
+
+
+def by_codes(method: Callable[[Settings, Any], Method]) -> Callable[[Settings, Model], Sampler]:
+    """`speculative` by a method that is made of settings and codes."""
 
     def sampler(settings: Settings, model: Model) -> Sampler:
         refuse(model, settings.window)
@@ -75,9 +102,11 @@ def by_windows(method: Method) -> Callable[[Settings, Model], Sampler]:
             raise unknown("first drafts", settings.first_drafts, FIRST_DRAFTS)
         propose = FIRST_DRAFTS[settings.first_drafts]
 
-        def sample(model: Model, condition: Any, images: Any, feed: Any, **options: Any) -> Any:
-            return speculative(model, condition, images, method=method, propose=propose, window=settings.window,
-                               **settings.of(model), **options)  # fmt: skip
+        def sample(
+            model: Model, condition: Any, images: Any, feed: Any, *, codebook: Any = None, **options: Any
+        ) -> Any:
+            return speculative(model, condition, images, method=method(settings, codebook), propose=propose,
+                               window=settings.window, **settings.of(model), **options)  # fmt: skip
 
         return sample
 
@@ -90,6 +119,9 @@ SAMPLERS: dict[str, Callable[[Settings, Model], Sampler]] = {
     "jacobi": by_windows(FRESH),
     "coupled_gumbel": by_windows(GUMBEL),
     "coupled_maximal": by_windows(MAXIMAL),
+    "gsd": by_relaxed(gsd),
+    "lantern": by_relaxed(lantern),
+    "zipar": by_rows,
 }
 
 
@@ -105,4 +137,9 @@ def build_sampler(section: Mapping[str, Any], seed: int, model: Model) -> Sample
 
 def asks_frequencies(section: Mapping[str, Any]) -> bool:
     """Whether the sampler of a config section drafts from `frequencies`."""
-    return section["name"] != "sequential" and section["first_drafts"] == "frequency"
+    return section["name"] not in ("sequential", "zipar") and section["first_drafts"] == "frequency"
+
+
+def asks_codebook(section: Mapping[str, Any]) -> bool:
+    """Whether the sampler of a config section compares codes of the tokenizer (`codebook`)."""
+    return section["name"] in ("gsd", "lantern")

@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from generator.layouts import raster
-from models.masks import behind, visible
+from models.masks import INFINITY, behind, visible
 from models.tokens import Grid, TokenSpec
+
+UNWRITTEN, PATTERN = -2, 7919
 
 
 class TableModel:
@@ -37,7 +39,7 @@ class TableModel:
         return condition
 
     def init_cache(self, batch, slots=None):
-        rows = jnp.zeros((batch, 1, self.layout.slots if slots is None else slots, 1))
+        rows = jnp.full((batch, 1, self.layout.slots if slots is None else slots, 1), float(UNWRITTEN))
         return [(rows, rows)]
 
     def head(self, hidden):
@@ -46,27 +48,40 @@ class TableModel:
     def extend(self, cache, x, slots, context):
         return self.hidden(cache, x, slots, context)
 
-    def hidden(self, cache, x, slots, context, branches=None):
+    def hidden(self, cache, x, slots, context, branches=None, unwritten=None):
+        """Logits; NaN where a row is seen that nothing was written to, or two rows of one slot."""
         batch, slots = jnp.arange(len(x))[:, None], jnp.broadcast_to(jnp.asarray(slots), x.shape[:2])
-        rows, (tokens, places) = slots, cache[0]
-        missing = max(self.layout.slots - tokens.shape[2], 0)
-        tokens, places = (jnp.pad(rows, ((0, 0), (0, 0), (0, missing), (0, 0))) for rows in cache[0])
-        if branches is None:
-            visibility = self.layout.visibility
-            visibility = visibility._replace(q_time=slots)
-        else:
+        room = cache[0][0].shape[2]
+        missing = ((0, 0), (0, 0), (0, max(self.layout.slots - room, 0)), (0, 0))
+        tokens, places = (jnp.pad(rows, missing, constant_values=UNWRITTEN) for rows in cache[0])
+        rows, visibility = slots, self.layout.visibility._replace(q_time=slots)
+        if branches is not None:
             rows = jnp.broadcast_to(self.layout.slots + jnp.asarray(branches.nodes), slots.shape)
             visibility = behind(self.layout.visibility, branches)
+        if unwritten is not None:
+            visibility = visibility._replace(k_start=jnp.where(unwritten, INFINITY, visibility.k_start))
         tokens = tokens.at[batch, 0, rows, 0].set(x[..., 0])
         places = places.at[batch, 0, rows, 0].set(slots.astype(places.dtype))
         seen = visible(visibility) & jnp.ones_like(rows, bool)[..., None]
-        # What is seen of every slot of the prefix; of two rows with one slot both, which is no prefix of the table.
-        of_slot = places[:, 0, :, 0, None] == jnp.arange(1, self.layout.slots)
-        prefix = jnp.einsum("bnr,brs,br->bns", seen * 1.0, of_slot * 1.0, tokens[:, 0, :, 0])
-        digits = self.spec.sizes[0] ** (slots[..., None] - jnp.arange(1, self.layout.slots))
-        number = jnp.where(jnp.arange(1, self.layout.slots) <= slots[..., None], prefix * digits, 0).sum(-1)
-        logits = jnp.asarray(self.logits)[context[:, None], slots, number.astype(jnp.int32)]
-        return logits, [(tokens[:, :, : -missing or None], places[:, :, : -missing or None])]
+        sound = ~(seen & (places[:, 0, :, 0] == UNWRITTEN)[:, None]).any(-1)
+        of_slot = places[:, 0, :, 0, None] == jnp.arange(self.layout.slots)
+        known = jnp.einsum("bnr,brs->bns", seen * 1.0, of_slot * 1.0)
+        sound &= (known <= 1).all(-1)
+        fed = jnp.einsum("bnr,brs,br->bns", seen * 1.0, of_slot * 1.0, tokens[:, 0, :, 0])
+        numbers = self.prefixes(jnp.moveaxis(fed, 2, 0).astype(jnp.int32), jnp.moveaxis(known == 0, 2, 0))
+        number = jnp.take_along_axis(jnp.stack(numbers, axis=2), slots[..., None], axis=2)[..., 0]
+        logits = jnp.asarray(self.logits)[context[:, None], slots, number]
+        logits = jnp.where(sound[..., None], logits, jnp.nan)
+        return logits, [(tokens[:, :, :room], places[:, :, :room])]
+
+    def prefixes(self, fed, hidden):
+        """For every slot, the number of what it sees, of what all slots are fed with: 0 where they are hidden."""
+        prefix, pattern, found = 0 * fed[0], 0, []
+        for slot in range(self.layout.slots):
+            prefix = prefix * self.spec.sizes[0] + fed[slot] if slot else prefix
+            pattern = 2 * pattern + hidden[slot]
+            found.append((prefix + PATTERN * pattern) % self.logits.shape[2])
+        return found
 
     def probabilities(self, scales, temperature, top_k):
         """Of every sequence (V ** N,) in lexical order, in float64."""

@@ -75,10 +75,13 @@ def test_fixed_noise_draws_the_sequential_samplers_images(workdir, all_at_once, 
         assert 16 / 5 <= samples.calls < 16
 
 
-@pytest.mark.parametrize("name", ["jacobi", "coupled_gumbel", "coupled_maximal"])
-def test_rows_of_a_batch_know_nothing_of_one_another(workdir, name):
+@pytest.mark.parametrize(
+    ("name", "window"),
+    [("jacobi", 5), ("coupled_gumbel", 5), ("coupled_maximal", 5), ("gsd", 5), ("lantern", 5), ("zipar", 2)],
+)
+def test_rows_of_a_batch_know_nothing_of_one_another(workdir, name, window):
     config = read_config(workdir)
-    config.sampler.update(name=name, window=5)
+    config.sampler.update(name=name, window=window)
     sampler = Sampler(config, workdir)
     alone, together = sampler(LABELS, 1), sampler(LABELS, 16)
     np.testing.assert_array_equal(alone.ids, together.ids)
