@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from evaluation.pictures import image_grid
 from generator.generator import describe_generator, sampling_params
-from generator.sampling.samplers import asks_codebook, asks_frequencies, build_sampler
+from generator.sampling.interface import Aids
+from generator.sampling.samplers import asks, build_sampler
 from input_pipeline.frequencies import FREQUENCIES, Frequencies
 from jobs.conditions import asked_conditions, fingerprints
 from jobs.edit import KEEP, Edit, blended, read_edit
@@ -91,10 +92,8 @@ class Sampler:
         self.params = sampling_params(params, config.generator.depth), decoder
         self.weights = {"generator": checksum(params), "tokenizer": checksum(decoder)}
         self.mesh = sharding.local_mesh()
-        self.frequencies = (
-            Frequencies(workdir / "tokens" / FREQUENCIES) if asks_frequencies(config.sampler.to_dict()) else None
-        )
-        compares_codes = asks_codebook(config.sampler.to_dict())
+        asked = asks(config.sampler.to_dict())
+        self.frequencies = Frequencies(workdir / "tokens" / FREQUENCIES) if "frequencies" in asked else None
 
         def program(
             params: Any, condition: Any, indices: jax.Array, frequencies: jax.Array | None
@@ -102,9 +101,9 @@ class Sampler:
             model, decoder = generator.merge(params[0]), tokenizer.merge(params[1])
             feed = model.layout.feed
             revise = KEEP[feed](edit, decoder) if edit else None
-            codebook = decoder.quantizer.lookup(jnp.arange(spec.sizes[0])[:, None]) if compares_codes else None
-            output = sample(model, condition, indices, FEEDS[feed](decoder), revise=revise, frequencies=frequencies,
-                            codebook=codebook)  # fmt: skip
+            codebook = decoder.quantizer.lookup(jnp.arange(spec.sizes[0])[:, None]) if "codebook" in asked else None
+            aids = Aids(frequencies=frequencies, codebook=codebook)
+            output = sample(model, condition, indices, FEEDS[feed](decoder), aids=aids, revise=revise)
             # Mixed codes are those of no tokens.
             images = decoder.images(output.state) if config.sampler.smooth else decoder.decode(output.tokens)
             images = blended(edit, decoder, images) if edit else images

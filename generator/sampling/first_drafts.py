@@ -4,13 +4,17 @@ Each is drawn from the distribution that is stored with it, whatever that is, so
 stand.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from generator.sampling.calls import Caller
 from generator.sampling.distribution import certain, draw
+from generator.sampling.interface import Aids
 from generator.sampling.noise import Noise
 from generator.sampling.speculative import Drafts, FirstDrafts, Past
-from models.errors import UserError
 
 
 def any_code(past: Past, noise: Noise, size: int) -> Drafts:
@@ -18,13 +22,14 @@ def any_code(past: Past, noise: Noise, size: int) -> Drafts:
     return drawn(jnp.full((*noise.positions.shape, size), -jnp.log(size)), noise)
 
 
-def frequency(past: Past, noise: Noise, size: int) -> Drafts:
+def frequency(frequencies: Float[Array, "B N V"] | None) -> FirstDrafts:
     """As often as codes stand at the position in training images of the class."""
-    if past.frequencies is None:
-        raise UserError(
-            "sampler.first_drafts=frequency needs the frequencies that --job=extract counts; run it, or take another."
-        )
-    return drawn(jnp.take_along_axis(past.frequencies, noise.positions[..., None], axis=1), noise)
+    assert frequencies is not None
+
+    def draw_often(past: Past, noise: Noise, size: int) -> Drafts:
+        return drawn(jnp.take_along_axis(frequencies, noise.positions[..., None], axis=1), noise)
+
+    return FirstDrafts(draw_often)
 
 
 def repeat_left(past: Past, noise: Noise, size: int) -> Drafts:
@@ -65,11 +70,17 @@ def where(which: Bool[Array, "B W"], drafts: Drafts, others: Drafts) -> Drafts:
     )
 
 
-# by name: how they are drawn, and whether the distributions of the drafts before them are asked for
-FIRST_DRAFTS: dict[str, FirstDrafts] = {
-    "uniform": FirstDrafts(any_code),
-    "frequency": FirstDrafts(frequency),
-    "repeat_left": FirstDrafts(repeat_left),
-    "sample_left": FirstDrafts(sample_left, proposals=True),
-    "above": FirstDrafts(above),
+class Way(NamedTuple):
+    """A way to draft: of aids and how the model is asked; and which aids it asks for."""
+
+    of: Callable[[Aids, Caller], FirstDrafts]
+    asks: frozenset[str] = frozenset()
+
+
+FIRST_DRAFTS: dict[str, Way] = {
+    "uniform": Way(lambda aids, ask: FirstDrafts(any_code)),
+    "frequency": Way(lambda aids, ask: frequency(aids.frequencies), frozenset({"frequencies"})),
+    "repeat_left": Way(lambda aids, ask: FirstDrafts(repeat_left)),
+    "sample_left": Way(lambda aids, ask: FirstDrafts(sample_left, proposals=True)),
+    "above": Way(lambda aids, ask: FirstDrafts(above)),
 }

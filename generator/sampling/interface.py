@@ -60,6 +60,24 @@ class Feed(Protocol):
         """(state, inputs of the next time's slots) after the ids (B, n, K) of a time, or shares of the codes (B, n, V)."""
 
 
+class Aids(NamedTuple):
+    """What samplers draft with and judge by, beside the model; who samples gives what `samplers.asks` names.
+
+    Attributes:
+      frequencies: float32 (B, N, V), log of the share of each code at each position in training images of the class.
+      pairs: how often codes are neighbours, `first_drafts.Pairs`.
+      codebook: float32 (V, C), the vector of each code.
+      draft: a smaller model of the same tokens.
+      forecast: what tells how tokens change the model's hidden state, `generator.forecast.Forecast`.
+    """
+
+    frequencies: Float[Array, "B N V"] | None = None
+    pairs: Any = None
+    codebook: Float[Array, "V C"] | None = None
+    draft: Any = None
+    forecast: Any = None
+
+
 class SampleOutput(NamedTuple):
     """What a sampler gives back.
 

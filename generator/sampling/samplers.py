@@ -6,27 +6,33 @@ draw the same tokens.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from generator.sampling.calls import Caller
 from generator.sampling.distribution import Filters
 from generator.sampling.first_drafts import FIRST_DRAFTS
 from generator.sampling.fixed_noise import FIXED_NOISE
 from generator.sampling.gsd import gsd
 from generator.sampling.guidance import guidance_scales
-from generator.sampling.interface import Model, SampleOutput
+from generator.sampling.interface import Aids, Model, SampleOutput
 from generator.sampling.jacobi import FRESH, GUMBEL, MAXIMAL
 from generator.sampling.lantern import lantern
 from generator.sampling.sequential import sequential
-from generator.sampling.speculative import Method, refuse, speculative
+from generator.sampling.siblings import Siblings
+from generator.sampling.speculative import FirstDrafts, Method, refuse, speculative
+from generator.sampling.templates import likely
+from generator.sampling.trees import by_trees
+from generator.sampling.walks import RULES
 from generator.sampling.zipar import refuse as refuse_zipar
 from generator.sampling.zipar import zipar
 from models.errors import unknown
 from models.registry import build
 
-Sampler = Callable[..., SampleOutput]  # (generator, condition, images, feed, *, revise, frequencies, codebook)
+Sampler = Callable[..., SampleOutput]  # (model, condition, images, feed, *, aids, revise)
+NO_AIDS = Aids()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,16 @@ class Settings:
     first_drafts: str = "uniform"
     relax: float = 0.15
     near: float = 0.06
+    rule: str = "fixed_noise"
+    branches: Sequence[float] = (0.8, 0.1, 0.05, 0.03)
+
+    def __post_init__(self):
+        if self.first_drafts not in FIRST_DRAFTS:
+            raise unknown("first drafts", self.first_drafts, FIRST_DRAFTS)
+
+    def drafts(self, aids: Aids) -> Callable[[Caller], FirstDrafts]:
+        """How positions that no call has seen are drafted."""
+        return lambda ask: FIRST_DRAFTS[self.first_drafts].of(aids, ask)
 
     def of(self, model: Model) -> dict[str, Any]:
         """What all samplers take."""
@@ -67,7 +83,9 @@ class Settings:
 def one_by_one(settings: Settings, model: Model) -> Sampler:
     """`sequential`."""
 
-    def sample(model: Model, condition: Any, images: Any, feed: Any, *, revise: Any = None, **unasked: Any) -> Any:
+    def sample(
+        model: Model, condition: Any, images: Any, feed: Any, *, aids: Aids = NO_AIDS, revise: Any = None
+    ) -> Any:
         return sequential(model, condition, images, feed, smooth=settings.smooth, revise=revise, **settings.of(model))
 
     return sample
@@ -77,52 +95,88 @@ def by_rows(settings: Settings, model: Model) -> Sampler:
     """`zipar`, which is lossy."""
     refuse_zipar(model, settings.window)
 
-    def sample(model: Model, condition: Any, images: Any, feed: Any, *, revise: Any = None, **unasked: Any) -> Any:
+    def sample(
+        model: Model, condition: Any, images: Any, feed: Any, *, aids: Aids = NO_AIDS, revise: Any = None
+    ) -> Any:
         return zipar(model, condition, images, window=settings.window, revise=revise, **settings.of(model))
 
     return sample
 
 
-def by_windows(method: Method) -> Callable[[Settings, Model], Sampler]:
+def by_windows(method: Callable[[Settings, Aids], Method]) -> Callable[[Settings, Model], Sampler]:
     """`speculative` by a method."""
-    return by_codes(lambda settings, codebook: method)
-
-
-def by_relaxed(method: Callable[..., Method]) -> Callable[[Settings, Model], Sampler]:
-    """`speculative` by a lossy method of the tokenizer's codes."""
-    return by_codes(lambda settings, codebook: method(codebook, relax=settings.relax, near=settings.near))
-
-
-def by_codes(method: Callable[[Settings, Any], Method]) -> Callable[[Settings, Model], Sampler]:
-    """`speculative` by a method that is made of settings and codes."""
 
     def sampler(settings: Settings, model: Model) -> Sampler:
         refuse(model, settings.window)
-        if settings.first_drafts not in FIRST_DRAFTS:
-            raise unknown("first drafts", settings.first_drafts, FIRST_DRAFTS)
-        propose = FIRST_DRAFTS[settings.first_drafts]
 
         def sample(
-            model: Model, condition: Any, images: Any, feed: Any, *, codebook: Any = None, **options: Any
+            model: Model, condition: Any, images: Any, feed: Any, *, aids: Aids = NO_AIDS, revise: Any = None
         ) -> Any:
-            return speculative(model, condition, images, method=method(settings, codebook), propose=propose,
-                               window=settings.window, **settings.of(model), **options)  # fmt: skip
+            return speculative(
+                model, condition, images, method=method(settings, aids), first_drafts=settings.drafts(aids),
+                window=settings.window, revise=revise, **settings.of(model),
+            )  # fmt: skip
 
         return sample
 
     return sampler
 
 
-SAMPLERS: dict[str, Callable[[Settings, Model], Sampler]] = {
-    "sequential": one_by_one,
-    "fixed_noise": by_windows(FIXED_NOISE),
-    "jacobi": by_windows(FRESH),
-    "coupled_gumbel": by_windows(GUMBEL),
-    "coupled_maximal": by_windows(MAXIMAL),
-    "gsd": by_relaxed(gsd),
-    "lantern": by_relaxed(lantern),
-    "zipar": by_rows,
+def by_drafter(drafter: Callable[[Settings, Aids], Any]) -> Callable[[Settings, Model], Sampler]:
+    """`by_trees` of a drafter."""
+
+    def sampler(settings: Settings, model: Model) -> Sampler:
+        refuse(model, settings.window)
+        if settings.rule not in RULES:
+            raise unknown("rule", settings.rule, RULES)
+
+        def sample(
+            model: Model, condition: Any, images: Any, feed: Any, *, aids: Aids = NO_AIDS, revise: Any = None
+        ) -> Any:
+            return by_trees(
+                model, condition, images, drafter=drafter(settings, aids), rule=RULES[settings.rule], revise=revise,
+                **settings.of(model),
+            )  # fmt: skip
+
+        return sample
+
+    return sampler
+
+
+def of_siblings(settings: Settings, aids: Aids) -> Siblings:
+    """Trees of sibling drafts, by `siblings`."""
+    template = likely(settings.window, tuple(settings.branches))
+    return Siblings(template, settings.drafts(aids), RULES[settings.rule].proposals)
+
+
+class Entry(NamedTuple):
+    """A sampler: how it is made, which aids it asks for, and whether it drafts by `first_drafts`."""
+
+    build: Callable[[Settings, Model], Sampler]
+    asks: frozenset[str] = frozenset()
+    drafts_first: bool = False
+
+
+def windows(method: Callable[[Settings, Aids], Method], *asks: str) -> Entry:
+    """An entry of a window's method."""
+    return Entry(by_windows(method), frozenset(asks), drafts_first=True)
+
+
+SAMPLERS: dict[str, Entry] = {
+    "sequential": Entry(one_by_one),
+    "fixed_noise": windows(lambda settings, aids: FIXED_NOISE),
+    "jacobi": windows(lambda settings, aids: FRESH),
+    "coupled_gumbel": windows(lambda settings, aids: GUMBEL),
+    "coupled_maximal": windows(lambda settings, aids: MAXIMAL),
+    "siblings": Entry(by_drafter(of_siblings), drafts_first=True),
+    # Lossy ones:
+    "gsd": windows(lambda settings, aids: gsd(aids.codebook, relax=settings.relax, near=settings.near), "codebook"),
+    "lantern": windows(
+        lambda settings, aids: lantern(aids.codebook, relax=settings.relax, near=settings.near), "codebook"
+    ),
+    "zipar": Entry(by_rows),
 }
+LOSSY = frozenset({"gsd", "lantern", "zipar"})
 
 
 def build_sampler(section: Mapping[str, Any], seed: int, model: Model) -> Sampler:
@@ -132,14 +186,10 @@ def build_sampler(section: Mapping[str, Any], seed: int, model: Model) -> Sample
       UserError: there is no such sampler, or it is not for this model.
     """
     settings = build("sampler", dict.fromkeys(SAMPLERS, Settings), section, seed=seed)
-    return SAMPLERS[section["name"]](settings, model)
+    return SAMPLERS[section["name"]].build(settings, model)
 
 
-def asks_frequencies(section: Mapping[str, Any]) -> bool:
-    """Whether the sampler of a config section drafts from `frequencies`."""
-    return section["name"] not in ("sequential", "zipar") and section["first_drafts"] == "frequency"
-
-
-def asks_codebook(section: Mapping[str, Any]) -> bool:
-    """Whether the sampler of a config section compares codes of the tokenizer (`codebook`)."""
-    return section["name"] in ("gsd", "lantern")
+def asks(section: Mapping[str, Any]) -> frozenset[str]:
+    """Which `Aids` the sampler of a config section asks for."""
+    entry = SAMPLERS[section["name"]]
+    return entry.asks | (FIRST_DRAFTS[section["first_drafts"]].asks if entry.drafts_first else frozenset())

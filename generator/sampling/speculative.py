@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from generator.generator import Condition
-from generator.sampling.calls import Revise, caller
+from generator.sampling.calls import Caller, Revise, caller
 from generator.sampling.distribution import Filters, draw
 from generator.sampling.interface import Model, SampleOutput
 from generator.sampling.noise import Noise
@@ -57,14 +57,12 @@ class Past(NamedTuple):
       ids: int32 (B, N), drawn or drafted, of positions before `end`.
       end: int32 (B,), the first position without a draft.
       last: the draft before it, where there is one: a window of one.
-      frequencies: float32 (B, N, V), log of the share of each code at each position; None where they are not given.
       width: of a row of the image, in tokens.
     """
 
     ids: Int[Array, "B N"]
     end: Int[Array, "B"]
     last: Drafts
-    frequencies: Float[Array, "B N V"] | None
     width: int
 
 
@@ -77,29 +75,27 @@ class Method(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a call of the model saw and gave.
+    """What the last call of the model saw, and what it gave.
 
     Attributes:
-      first: int32 (B,), the first of the positions.
+      first: int32 (B,), the first of its W positions.
       ids: int32 (B, N), the tokens as they were then.
       hidden: (R, W, D), what the head was asked with.
-      done: int32 (B,), drawn since.
     """
 
     first: Int[Array, "B"]
     ids: Int[Array, "B N"]
     hidden: Float[Array, "R W D"]
-    done: Int[Array, "B"]
 
 
 class FirstDrafts(NamedTuple):
     """How positions that no call has seen are drafted.
 
     Attributes:
-      draw: (past, noise, codes) -> drafts of the window's positions.
+      draw: (past, noise of the positions, codes) -> drafts, those of which are taken that no call has seen.
       proposals: whether `draw` asks for the distributions of the drafts before.
-      refine: (log q at position i of the window, what the last call saw, ids as they are now, position) -> log q: for drafts
-        that follow what was drawn meanwhile, position by position; None leaves them as they are.
+      refine: (log q of a position (B, V), what the last call saw, ids as they are now, position (B,)) -> log q. With it the
+        whole window is drawn anew from left to right, so that every draft follows what is before it now.
     """
 
     draw: Callable[[Past, Noise, int], Drafts]
@@ -124,13 +120,12 @@ def speculative(
     images: Int[Array, "B"],
     *,
     method: Method,
-    propose: FirstDrafts,
+    first_drafts: Callable[[Caller], FirstDrafts],
     window: int,
     seed: int,
     filters: Filters,
     scales: Float[np.ndarray, "N"],
     revise: Revise | None = None,
-    frequencies: Float[Array, "B N V"] | None = None,
 ) -> SampleOutput:
     """Draw all tokens of every row, as many a call as stand; traced whole, so that a batch is one program.
 
@@ -139,15 +134,15 @@ def speculative(
       condition: of each image.
       images: index of each image in its run, which with the seed decides its noise.
       method: what stands, and what is drafted next.
-      propose: what is drafted first.
+      first_drafts: what is drafted first, of how the model is asked.
       window: W, drafts a call.
       seed: of the run.
       filters: of every distribution.
       scales: guidance scale at each position.
       revise: (state, log p, positions) -> log p to go on with; for tokens that are known.
-      frequencies: log of the share of each code at each position, for first drafts that ask.
     """
     ask = caller(generator, condition, scales=scales, filters=filters, revise=revise)
+    propose = first_drafts(ask)
     shape, batch = generator.spec.shape, len(images)
     count, codes = generator.spec.positions, generator.spec.sizes[0]
     assert isinstance(shape, Grid)
@@ -159,10 +154,12 @@ def speculative(
         first = jnp.minimum(state.done, count - window)
         noise = Noise(seed, images, first[:, None] + index, state.turn)
         last = jax.tree.map(lambda x: x[:, -1:], carried)
-        past = Past(state.ids, first + window - shift, last, frequencies, shape.width)
+        past = Past(state.ids, first + window - shift, last, shape.width)
         proposed = propose.draw(past, noise, codes)
         drafts = moved(carried, proposed if proposals else proposed._replace(log_q=None), shift)
-        return refined(drafts, propose.refine, state, noise, seen) if propose.refine and seen else drafts
+        if propose.refine is None or seen is None:
+            return drafts
+        return refined(drafts.log_q, propose.refine, seen, state.ids, state.done, noise)
 
     def call(state: State) -> State:
         # At the sequence's end the window stays within it, and some of it is drawn already.
@@ -181,7 +178,7 @@ def speculative(
         tokens = jnp.where(index == reached, verdict.instead, carried.tokens)
         tokens = jnp.where(index < reached, state.drafts.tokens, tokens)
         done = first + jnp.minimum(reached[:, 0] + 1, window)
-        seen = Seen(first, state.ids.at[row, positions].set(state.drafts.tokens), hidden, done)
+        seen = Seen(first, state.ids.at[row, positions].set(state.drafts.tokens), hidden)
         state = State(
             state.turn + 1, state.ids.at[row, positions].set(tokens), done, state.drafts, cache,
             state.accepted.at[:, state.turn].set(done - state.done),
@@ -198,19 +195,25 @@ def speculative(
     return SampleOutput(Tokens(state.ids[..., None]), calls + bool(ask.silent), (), state.accepted)
 
 
-def refined(drafts: Drafts, refine: Any, state: State, noise: Noise, seen: Seen) -> Drafts:
-    """Drafts drawn anew from left to right, each from what `refine` makes of its distribution."""
-    kept, row = noise.kept(drafts.log_q.shape[-1]), jnp.arange(len(state.done))
+def refined(
+    log_q: Float[Array, "B W V"],
+    refine: Callable[[jax.Array, Seen, jax.Array, jax.Array], jax.Array],
+    seen: Seen,
+    ids: Int[Array, "B N"],
+    done: Int[Array, "B"],
+    noise: Noise,
+) -> Drafts:
+    """Drafts drawn from left to right with the noise that positions keep, each from what `refine` makes of its log q."""
+    kept, row = noise.kept(log_q.shape[-1]), jnp.arange(len(done))
 
     def step(index: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         ids, log_q = carry
         position = noise.positions[:, index]
         better = refine(log_q[:, index], seen, ids, position)
-        known = position < state.done
-        token = jnp.where(known, ids[row, position], draw(better, kept[:, index]))
+        token = jnp.where(position < done, ids[row, position], draw(better, kept[:, index]))
         return ids.at[row, position].set(token), log_q.at[:, index].set(better)
 
-    ids, log_q = jax.lax.fori_loop(0, kept.shape[1], step, (state.ids, drafts.log_q))
+    ids, log_q = jax.lax.fori_loop(0, kept.shape[1], step, (ids, log_q))
     return Drafts(jnp.take_along_axis(ids, noise.positions, axis=1), log_q)
 
 

@@ -84,6 +84,22 @@ class Path(NamedTuple):
     length: Int[Array, "B"]
 
 
+class Judged(NamedTuple):
+    """What a call gave of a tree.
+
+    Attributes:
+      tree: that was judged.
+      hidden: (R, M, D), what the head was asked with.
+      log_p: float32 (B, M, V), of what follows each node.
+      path: what was drawn.
+    """
+
+    tree: Tree
+    hidden: Float[Array, "R M D"]
+    log_p: Float[Array, "B M V"]
+    path: Path
+
+
 class Rule(NamedTuple):
     """What decides which path stands.
 
@@ -104,13 +120,14 @@ class Drafter(NamedTuple):
     Attributes:
       start: (place) -> memory.
       propose: (memory, place) -> (tree, memory).
-      carry: (memory, tree, log p, path, place before, place after) -> memory.
+      carry: (memory, what was judged, place before, place after) -> memory.
+      nodes: of a tree, the root counted.
       levels: of the deepest tree, the root's counted.
     """
 
     start: Callable[[Place], Any]
     propose: Callable[[Any, Place], tuple[Tree, Any]]
-    carry: Callable[[Any, Tree, jax.Array, Path, Place, Place], Any]
+    carry: Callable[[Any, Judged, Place, Place], Any]
     nodes: int
     levels: int
 
@@ -179,7 +196,7 @@ def by_trees(
             state.turn + 1, state.ids.at[row, target].set(drawn, mode="drop"), done, memory, cache,
             state.accepted.at[:, state.turn].set(done - state.done),
         )  # fmt: skip
-        return state._replace(memory=drafts.carry(memory, tree, log_p, path, here, place(state)))
+        return state._replace(memory=drafts.carry(memory, Judged(tree, hidden, log_p, path), here, place(state)))
 
     ids = jnp.zeros((batch, count), jnp.int32)
     state = State(jnp.int32(0), ids, jnp.zeros(batch, jnp.int32), (), ask.cache(drafts.nodes), ids)

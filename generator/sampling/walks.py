@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from generator.sampling.distribution import draw
 from generator.sampling.noise import Noise
-from generator.sampling.rules import KSeq, k_seq_of, likelihood, residual, stands
+from generator.sampling.rules import KSeq, k_seq_of, residual, stands
 from generator.sampling.trees import Rule, Tree, Walk
 from models.masks import ancestors
 

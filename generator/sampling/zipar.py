@@ -95,8 +95,7 @@ def zipar(
         ids, cache = carry
         turn, (position, fed, draws) = now
         positions = jnp.broadcast_to(position, (batch, lanes))
-        fed = jnp.broadcast_to(ids[:, jnp.maximum(fed, 0)], positions.shape)
-        hidden, cache = ask(cache, fed, positions, unwritten=jnp.asarray(written) > turn)
+        hidden, cache = ask(cache, ids[:, jnp.maximum(fed, 0)], positions, unwritten=jnp.asarray(written) > turn)
         log_p = ask.log_p(hidden, positions)
         drawn = draw(log_p, gumbel_noise(seed, images, positions, log_p.shape[-1]))
         return (ids.at[:, jnp.where(draws, position, count)].set(drawn, mode="drop"), cache), None

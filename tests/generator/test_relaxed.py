@@ -1,5 +1,7 @@
 """The lossy rules of GSD and LANTERN: what stands, enumerated over all drafts, and how far the result is from p."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,11 @@ from generator.sampling.codebook import near_distance, nearest
 from generator.sampling.distribution import Filters
 from generator.sampling.first_drafts import FIRST_DRAFTS
 from generator.sampling.gsd import cluster_ratio, gsd
+from generator.sampling.interface import Aids
 from generator.sampling.jacobi import FRESH
 from generator.sampling.lantern import far_from, lantern, relaxed_ratio
 from generator.sampling.rules import residual
-from generator.sampling.samplers import asks_codebook, build_sampler
+from generator.sampling.samplers import asks, build_sampler
 from generator.sampling.speculative import speculative
 from jobs.feeds import TokenFeed
 from models.errors import UserError
@@ -255,7 +258,7 @@ def decoded(method, model, images=4000):
 
     @jax.jit
     def run():
-        out = speculative(model, labels, jnp.arange(images), method=method, propose=FIRST_DRAFTS["uniform"], window=3,
+        out = speculative(model, labels, jnp.arange(images), method=method, first_drafts=partial(FIRST_DRAFTS["uniform"].of, Aids()), window=3,
                           seed=0, filters=Filters(), scales=scales)  # fmt: skip
         return out.tokens.ids[..., 0], out.calls
 
@@ -286,8 +289,8 @@ def test_a_config_section_builds_them_and_known_tokens_stay(name):
     model = TableModel(codes=4)
     section = {"name": name, "temperature": 1.0, "top_k": 2, "top_p": 1.0, "guidance_scale": 2.0, "guidance_schedule":
                "constant", "guidance_interval": (0.0, 1.0), "window": 3, "relax": 0.9, "near": 1.0}  # fmt: skip
-    assert asks_codebook(section)
-    assert not asks_codebook({**section, "name": "jacobi"})
+    assert "codebook" in asks(section)
+    assert "codebook" not in asks({**section, "name": "jacobi"})
     sample, labels, images = build_sampler(section, 0, model), jnp.zeros(64, jnp.int32), jnp.arange(64)
     given = jnp.array([3, 0, 2, 1])
 
@@ -295,7 +298,7 @@ def test_a_config_section_builds_them_and_known_tokens_stay(name):
         known = jnp.where(jnp.arange(4) == given[positions][..., None], 0.0, -jnp.inf)
         return jnp.where((positions % 2 == 0)[..., None], known, log_p)
 
-    run = jax.jit(lambda codes: sample(model, labels, images, TokenFeed(), revise=keep, codebook=codes))
+    run = jax.jit(lambda codes: sample(model, labels, images, TokenFeed(), revise=keep, aids=Aids(codebook=codes)))
     out = run(drawn_at_random(4)[2])
     assert (out.tokens.ids[:, ::2, 0] == given[::2]).all()
     assert len(np.unique(out.tokens.ids[:, 1::2])) > 1
@@ -303,4 +306,6 @@ def test_a_config_section_builds_them_and_known_tokens_stay(name):
         sample(model, labels, images, TokenFeed())
     for wrong in ({"near": 1.1}, {"near": -0.1}, {"relax": -0.1}):
         with pytest.raises(UserError, match=next(iter(wrong))):
-            build_sampler({**section, **wrong}, 0, model)(model, labels, images, TokenFeed(), codebook=jnp.eye(4))
+            build_sampler({**section, **wrong}, 0, model)(
+                model, labels, images, TokenFeed(), aids=Aids(codebook=jnp.eye(4))
+            )

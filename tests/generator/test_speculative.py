@@ -1,5 +1,7 @@
 """Speculative samplers: the sequential sampler's distribution, and where noise is shared its very tokens."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from table_model import TableModel
 from generator.sampling.distribution import Filters
 from generator.sampling.first_drafts import FIRST_DRAFTS
 from generator.sampling.fixed_noise import FIXED_NOISE
+from generator.sampling.interface import Aids
 from generator.sampling.jacobi import ACCEPT, FRESH, GUMBEL, MAXIMAL, REPLACE
 from generator.sampling.rules import likelihood
 from generator.sampling.sequential import sequential
@@ -68,8 +71,10 @@ def floor(table):
 
 def decode(table, method, first, window):
     def run(labels, images):
-        out = speculative(table, labels, images, method=method, propose=FIRST_DRAFTS[first], window=window, seed=0,
-                          filters=FILTERS, scales=SCALES, frequencies=frequencies(table, ROWS))  # fmt: skip
+        aids = Aids(frequencies=frequencies(table, ROWS))
+        drafts = partial(FIRST_DRAFTS[first].of, aids)
+        out = speculative(table, labels, images, method=method, first_drafts=drafts, window=window, seed=0,
+                          filters=FILTERS, scales=SCALES)  # fmt: skip
         return out.tokens.ids, out.accepted
 
     return sampled(table, run)
