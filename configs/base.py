@@ -121,6 +121,10 @@ def get_config() -> ConfigDict:
             "training": {
                 "tokenizer": stage(),
                 "generator": stage(),
+                "forecast": stage(),
+            },
+            "forecast": {  # heads that draft for samplers; the stage "forecast" trains them on the generator as it is
+                "hidden": 512,  # width
             },
             "sampler": {
                 # sequential | fixed_noise | jacobi | coupled_gumbel | coupled_maximal; lossy: gsd | lantern | zipar
@@ -137,7 +141,7 @@ def get_config() -> ConfigDict:
                 "guidance_power": 1.0,  # of the progress that the schedule sees; above 1 guidance rises later
                 "guidance_interval": (0.0, 1.0),  # guide only there, as shares of the positions, or scales
                 "window": 16,  # drafts that a call judges; of `zipar`, columns that a row is behind the one above
-                "first_drafts": "frequency",  # frequency | uniform | repeat_left | sample_left | above
+                "first_drafts": "frequency",  # frequency | neighbours | forecast | uniform | repeat_left | sample_left | above
                 "relax": 0.15,  # gsd: codes of a cluster differ by less in p; lantern: bound on what is moved, >= 1: see there
                 "near": 0.06,  # gsd, lantern: share of the codes that count as near a code
                 "smooth": False,  # of scales: mix the codes, for smoother pictures that are no samples of the model

@@ -30,6 +30,7 @@ class GeneratorLearner:
         self.description, self.feed, self.weight = description, feed, weight
         self.players = {"generator": self.loss}
         self.axes = {"generator": description.axes}
+        self.frozen: Params = {}  # parameters that losses see and nobody trains
         self.statistics_axes: Params = {}
 
     def init(self, key: jax.Array) -> tuple[Params, Params]:

@@ -1,4 +1,4 @@
-"""How often each code stands at each position in training images of a class: what first drafts may be drawn from.
+"""How often codes stand at a position in training images of a class, and beside one another: what drafts are drawn from.
 
 Only what was seen is kept (most codes are nowhere near most positions), so that the file of a large codebook stays small.
 """
@@ -14,37 +14,55 @@ from models.files import Arrays, write_npz
 
 FREQUENCIES = "frequencies.npz"  # in W/tokens
 PRIOR = 1.0  # images of uniform codes that every class is thought to have besides
+PAIRS_PRIOR = 200.0  # neighbours that every code is thought to have besides, as often as codes are
+MOST_CODES = 4096  # whose pairs are held in memory
 PENDING = 1 << 24  # tokens that are counted at a time
 
 
-def count_codes(path: Path, batches: Iterable[Mapping[str, np.ndarray]], codes: int) -> None:
-    """Write the counts of batches {"ids": (B, N, 1), "label": (B,)} as npz.
+class Counts:
+    """How often integers came, those that did."""
 
-    The file holds `keys` int64, (class * N + position) * codes + code, in order, `counts` int64 of each, `images` int64 of each
-    class, `positions` and `codes`.
+    def __init__(self) -> None:
+        self.keys, self.counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self.pending: list[np.ndarray] = []
+
+    def add(self, keys: np.ndarray) -> None:
+        """Count integers."""
+        self.pending.append(keys.ravel())
+        if sum(map(len, self.pending)) > PENDING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Sum up."""
+        seen, times = np.unique(np.concatenate([np.zeros(0, np.int64), *self.pending]), return_counts=True)
+        keys, places = np.unique(np.concatenate([self.keys, seen]), return_inverse=True)
+        self.counts = np.bincount(places, np.concatenate([self.counts, times]), minlength=len(keys)).astype(np.int64)
+        self.keys = keys
+        self.pending.clear()
+
+
+def count_codes(path: Path, batches: Iterable[Mapping[str, np.ndarray]], codes: int, width: int) -> None:
+    """Write the counts of batches {"ids": (B, N, 1), "label": (B,)} as npz; N tokens are rows of `width`.
+
+    The file holds `keys` int64, (class * N + position) * codes + code, in order, and `counts` int64 of each; the same of pairs,
+    `left_keys` and `above_keys`, neighbour * codes + code; `images` int64 of each class, `positions` and `codes`.
     """
-    keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    pending: list[np.ndarray] = []
+    found = {"": Counts(), "left_": Counts(), "above_": Counts()}
     labels: list[np.ndarray] = []
-
-    def settle() -> None:
-        nonlocal keys, counts
-        seen, times = np.unique(np.concatenate([np.zeros(0, np.int64), *pending]), return_counts=True)
-        keys, places = np.unique(np.concatenate([keys, seen]), return_inverse=True)
-        counts = np.bincount(places, np.concatenate([counts, times]), minlength=len(keys)).astype(np.int64)
-        pending.clear()
-
     positions = 0
     for batch in batches:
         ids, label = np.asarray(batch["ids"])[..., 0].astype(np.int64), np.asarray(batch["label"]).astype(np.int64)
-        positions = ids.shape[1]
-        pending.append(((label[:, None] * positions + np.arange(positions)) * codes + ids).ravel())
+        positions, grid = ids.shape[1], ids.reshape(len(ids), -1, width)
+        found[""].add((label[:, None] * positions + np.arange(positions)) * codes + ids)
+        found["left_"].add(grid[:, :, :-1] * codes + grid[:, :, 1:])
+        found["above_"].add(grid[:, :-1] * codes + grid[:, 1:])
         labels.append(label)
-        if sum(map(len, pending)) > PENDING:
-            settle()
-    settle()
+    arrays: dict[str, np.ndarray] = {}
+    for name, counts in found.items():
+        counts.settle()
+        arrays |= {f"{name}keys": counts.keys, f"{name}counts": counts.counts}
     images = np.bincount(np.concatenate(labels))
-    write_npz(path, keys=keys, counts=counts, images=images, positions=positions, codes=codes)
+    write_npz(path, **arrays, images=images, positions=np.array(positions), codes=np.array(codes))
 
 
 class Frequencies:
@@ -60,7 +78,7 @@ class Frequencies:
                 f"there is no {path}, which sampler.first_drafts=frequency draws from; --job=extract makes it, or take "
                 "sampler.first_drafts=uniform."
             )
-        arrays = Arrays(path)
+        self.arrays = arrays = Arrays(path)
         self.keys, self.counts, self.images = (arrays[name] for name in ("keys", "counts", "images"))
         self.positions, self.codes = int(arrays["positions"]), int(arrays["codes"])
 
@@ -76,3 +94,22 @@ class Frequencies:
             row[self.keys[start:stop] - label * size] += self.counts[start:stop]
             row /= images + PRIOR
         return np.log(shares).reshape(-1, self.positions, self.codes)[places]
+
+    def log_pairs(self, side: str) -> Float[np.ndarray, "V V"]:
+        """log of how many times as often as anywhere a code stands beside another: [its neighbour, the code].
+
+        Args:
+          side: "left" or "above", where the neighbour is.
+
+        Raises:
+          UserError: there are too many codes.
+        """
+        if self.codes > MOST_CODES:
+            raise UserError(f"sampler.first_drafts=neighbours is for at most {MOST_CODES} codes, not {self.codes}; take "
+                            "sampler.first_drafts=frequency.")  # fmt: skip
+        share = np.bincount(self.keys % self.codes, self.counts, minlength=self.codes) + 1.0
+        share /= share.sum()
+        pairs = np.zeros((self.codes, self.codes))
+        pairs.flat[self.arrays[f"{side}_keys"]] = self.arrays[f"{side}_counts"]
+        shares = (pairs + PAIRS_PRIOR * share) / (pairs.sum(axis=1, keepdims=True) + PAIRS_PRIOR)
+        return np.log(shares / share).astype(np.float32)

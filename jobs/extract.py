@@ -65,11 +65,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
                     f"{directory} has {field} {found.get(field)!r}, not {value!r}; delete it to extract anew."
                 )
     if isinstance(spec.shape, Grid) and len(spec.sizes) == 1:
-        count_frequencies(workdir / "tokens", spec.sizes[0])
+        count_frequencies(workdir / "tokens", spec.sizes[0], spec.shape.width)
 
 
-def count_frequencies(directory: Path, codes: int) -> None:
+def count_frequencies(directory: Path, codes: int, width: int) -> None:
     """Of the training images' codes, where they are not counted yet."""
     path = directory / FREQUENCIES
     if not path.exists() and not jax.process_index():
-        count_codes(path, token_batches(directory / "train", batch_size=1024, seed=0, repeat=False, whole=True), codes)
+        batches = token_batches(directory / "train", batch_size=1024, seed=0, repeat=False, whole=True)
+        count_codes(path, batches, codes, width)

@@ -14,9 +14,8 @@ from ml_collections import ConfigDict
 
 from evaluation.pictures import image_grid
 from generator.generator import describe_generator, sampling_params
-from generator.sampling.interface import Aids
-from generator.sampling.samplers import asks, build_sampler
-from input_pipeline.frequencies import FREQUENCIES, Frequencies
+from generator.sampling.samplers import build_sampler
+from jobs.aids import AidsOf
 from jobs.conditions import asked_conditions, fingerprints
 from jobs.edit import KEEP, Edit, blended, read_edit
 from jobs.feeds import FEEDS
@@ -92,18 +91,16 @@ class Sampler:
         self.params = sampling_params(params, config.generator.depth), decoder
         self.weights = {"generator": checksum(params), "tokenizer": checksum(decoder)}
         self.mesh = sharding.local_mesh()
-        asked = asks(config.sampler.to_dict())
-        self.frequencies = Frequencies(workdir / "tokens" / FREQUENCIES) if "frequencies" in asked else None
+        self.aids = AidsOf(config, workdir, spec)
 
         def program(
-            params: Any, condition: Any, indices: jax.Array, frequencies: jax.Array | None
+            params: Any, aids: Any, condition: Any, indices: jax.Array, frequencies: jax.Array | None
         ) -> tuple[jax.Array, jax.Array, jax.Array]:
             model, decoder = generator.merge(params[0]), tokenizer.merge(params[1])
             feed = model.layout.feed
             revise = KEEP[feed](edit, decoder) if edit else None
-            codebook = decoder.quantizer.lookup(jnp.arange(spec.sizes[0])[:, None]) if "codebook" in asked else None
-            aids = Aids(frequencies=frequencies, codebook=codebook)
-            output = sample(model, condition, indices, FEEDS[feed](decoder), aids=aids, revise=revise)
+            found = self.aids(aids, frequencies, decoder)
+            output = sample(model, condition, indices, FEEDS[feed](decoder), aids=found, revise=revise)
             # Mixed codes are those of no tokens.
             images = decoder.images(output.state) if config.sampler.smooth else decoder.decode(output.tokens)
             images = blended(edit, decoder, images) if edit else images
@@ -138,8 +135,8 @@ class Sampler:
         whole = size + -size % self.mesh.size  # so that each device has its share
         indices = np.arange(start, start + whole, dtype=np.int32)
         rows = jax.tree.map(lambda leaf: np.take(leaf, indices, axis=0, mode="clip"), condition)
-        shares = None if self.frequencies is None else self.frequencies.log_shares(rows)
-        arguments = (self.params, *place_batch((rows, indices, shares), self.mesh))
+        batch = place_batch((rows, indices, self.aids.of_rows(rows)), self.mesh)
+        arguments = (self.params, self.aids.params, *batch)
         if whole not in self.compiled:
             self.compiled[whole] = self.program.lower(*arguments).compile()
         began = time.monotonic()

@@ -8,14 +8,18 @@ import grain
 import jax
 from ml_collections import ConfigDict
 
-from generator.generator import describe_generator
+from generator.forecast import ForecastLearner, describe_forecast
+from generator.generator import describe_generator, sampling_params
 from generator.learner import GeneratorLearner
 from generator.objectives import progressive
+from generator.sampling.calls import Caller, caller
+from generator.sampling.samplers import sampler_settings
 from input_pipeline.pipeline import image_batches
 from input_pipeline.records import token_batches
 from jobs import extract
 from jobs.conditions import need_classes
 from jobs.feeds import training_feed
+from jobs.workdir import load
 from models import sharding
 from models.errors import unknown
 from tokenizer.learner import Losses, TokenizerLearner
@@ -26,7 +30,7 @@ Heldout = Callable[[], grain.IterDataset]
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """W/tokenizer, W/tokens, W/generator."""
+    """W/tokenizer, W/tokens, W/generator, W/forecast."""
     for stage in config.stages:
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
@@ -57,13 +61,35 @@ def generator_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any
     layout = description.merge(description.shapes).layout
     weight = progressive(layout, steps=section["steps"], warmup=section["warmup_steps"], **config.objective)
     learner = GeneratorLearner(description, training_feed(config, workdir), weight)
+    return learner, *token_data(config, workdir, section)
+
+
+def forecast_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Any, Heldout]:
+    """Forecasting heads of the trained generator, for drafts of the config's sampler."""
+    need_classes(config, "train")
+    spec = token_spec(describe_tokenizer(config))
+    description, generator = describe_forecast(config, spec), describe_generator(config, spec, scan_layers=False)
+    params, _ = load("generator", describe_generator(config, spec, scan_layers=True), workdir)
+    settings = sampler_settings(config.sampler.to_dict(), config.seed)
+
+    def asked(model: Any, labels: jax.Array) -> Caller:
+        options = settings.of(model)
+        return caller(model, labels, scales=options["scales"], filters=options["filters"])
+
+    frozen = sampling_params(params, config.generator.depth)
+    learner = ForecastLearner(description, generator, frozen, asked, config.sampler.window)
+    return learner, *token_data(config, workdir, section)
+
+
+def token_data(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Heldout]:
+    """Extracted tokens, for training and held-out ones."""
     share = section["batch_size"] // jax.process_count()
     dataset = token_batches(workdir / "tokens" / "train", batch_size=share, seed=config.seed, repeat=True)
 
     def heldout() -> grain.IterDataset:
         return token_batches(workdir / "tokens" / "test", batch_size=share, seed=0, repeat=False)
 
-    return learner, dataset, heldout
+    return dataset, heldout
 
 
-STAGES = {"tokenizer": tokenizer_stage, "generator": generator_stage}
+STAGES = {"tokenizer": tokenizer_stage, "generator": generator_stage, "forecast": forecast_stage}

@@ -81,6 +81,8 @@ def complete(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
                 defaults[section][name] = value
         config[section] = defaults[section]
     config.experiment = config.get("experiment", defaults.experiment)
+    config.forecast = config.get("forecast", defaults.forecast)
+    config.training.forecast = config.training.get("forecast", defaults.training.forecast)
     return config
 
 

@@ -55,6 +55,7 @@ class TokenizerLearner:
         self.players = {"autoencoder": self.autoencoder_loss}
         self.axes = {"autoencoder": description.axes}
         quantizer = description.merge(description.shapes).quantizer
+        self.frozen: Params = {}  # parameters that losses see and nobody trains
         self.statistics_axes = jax.tree.map(lambda leaf: ("codes", None)[: leaf.ndim], quantizer.init_statistics())
         if losses.adversarial:
             self.discriminator = describe(

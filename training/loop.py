@@ -41,7 +41,7 @@ def train(
     """Train a stage to its last step, or go on with it.
 
     Args:
-      learner: a stage's `init`, `players`, `axes`, `after_update` (see `tokenizer.learner`, `generator.learner`).
+      learner: a stage's `init`, `players`, `frozen`, `axes`, `after_update` (see `tokenizer.learner`, `generator.learner`).
       dataset: endless batches of this process's examples.
       heldout: makes one pass over held-out batches.
       config: the stage's training section (see `configs/base.py`).
@@ -133,14 +133,16 @@ def train(
 
 def compile_step(learner: Any, config: Mapping[str, Any], places: State, mesh: Mesh, seed: int) -> Callable[..., Any]:
     """The jitted step with pinned shardings and a donated state; traced under the mesh."""
+    whole = sharding.replicated(mesh)
     step = jax.jit(
-        make_step(learner, config, seed), in_shardings=(places, sharding.batch_sharding(mesh)),
-        out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0,
+        make_step(learner, config, seed), in_shardings=(places, sharding.batch_sharding(mesh), whole),
+        out_shardings=(places, whole), donate_argnums=0,
     )  # fmt: skip
+    frozen = jax.device_put(learner.frozen, whole)
 
     def call(state: State, batch: Batch) -> tuple[State, Batch]:
         with jax.set_mesh(mesh):
-            return step(state, batch)
+            return step(state, batch, frozen)
 
     call.jitted = step  # type: ignore[attr-defined]
     return call
@@ -148,7 +150,7 @@ def compile_step(learner: Any, config: Mapping[str, Any], places: State, mesh: M
 
 def make_evaluation(learner: Any, mesh: Mesh) -> Callable[[Any, Iterable[Batch]], dict[str, float]]:
     """(averaged parameters, held-out batches) -> the learner's held-out metrics, mean over the images, as heldout/..."""
-    evaluate = jax.jit(learner.heldout)
+    evaluate, frozen = jax.jit(learner.heldout), jax.device_put(learner.frozen, sharding.replicated(mesh))
 
     def run(params: Any, heldout: Iterable[Batch]) -> dict[str, float]:
         total: dict[str, float] = {}
@@ -156,7 +158,7 @@ def make_evaluation(learner: Any, mesh: Mesh) -> Callable[[Any, Iterable[Batch]]
         for batch in heldout:
             size = len(batch["label"])
             with jax.set_mesh(mesh):
-                metrics = jax.device_get(evaluate(params, place_batch(batch, mesh)))
+                metrics = jax.device_get(evaluate(params, place_batch(batch, mesh), **frozen))
             count += size
             for name, value in metrics.items():
                 total[name] = total.get(name, 0.0) + size * float(value)

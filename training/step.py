@@ -62,36 +62,39 @@ def state_shardings(learner: Any, config: Mapping[str, Any], shapes: State, mesh
     }
 
 
-def make_step(learner: Any, config: Mapping[str, Any], seed: int) -> Callable[[State, Batch], tuple[State, Batch]]:
-    """(state, batch) -> (next state, metrics); its randomness is fold_in(key(seed), step) and nothing is carried.
+def make_step(learner: Any, config: Mapping[str, Any], seed: int) -> Callable[..., tuple[State, Batch]]:
+    """(state, batch, frozen) -> (next state, metrics); its randomness is fold_in(key(seed), step) and nothing is carried.
 
-    All players' gradients are taken at the same parameters, over `accumulate` equal parts of the batch.
+    All players' gradients are taken at the same parameters, over `accumulate` equal parts of the batch. `frozen` are parameters
+    that losses see beside the players' and nobody trains.
     """
     optimizers = {player: make_optimizer(config, learner.axes[player]) for player in learner.players}
     schedule, parts = learning_rate_schedule(config), config["accumulate"]
 
-    def gradients(params: Params, statistics: Params, batch: Batch, key: jax.Array, step: jax.Array) -> Any:
+    def gradients(
+        params: Params, frozen: Params, statistics: Params, batch: Batch, key: jax.Array, step: jax.Array
+    ) -> Any:
         grads: Params = {}
         metrics: Batch = {}
         for player, loss in learner.players.items():
 
             def of_player(own: Params, loss: Any = loss, player: str = player, statistics: Params = statistics) -> Any:
-                return loss({**params, player: own}, statistics, batch, key, step)
+                return loss({**params, **frozen, player: own}, statistics, batch, key, step)
 
             (_, (statistics, found)), grads[player] = jax.value_and_grad(of_player, has_aux=True)(params[player])
             metrics |= found
         return grads, statistics, metrics
 
-    def step(state: State, batch: Batch) -> tuple[State, Batch]:
+    def step(state: State, batch: Batch, frozen: Params | None = None) -> tuple[State, Batch]:
         number, params = state["step"], state["params"]
         key = jax.random.fold_in(jax.random.key(seed), number)
         if parts == 1:
-            grads, statistics, metrics = gradients(params, state["statistics"], batch, key, number)
+            grads, statistics, metrics = gradients(params, frozen or {}, state["statistics"], batch, key, number)
         else:
 
             def part(carry: Any, inputs: Any) -> Any:
                 grads, statistics = carry
-                found, statistics, metrics = gradients(params, statistics, inputs[0], inputs[1], number)
+                found, statistics, metrics = gradients(params, frozen or {}, statistics, inputs[0], inputs[1], number)
                 return (jax.tree.map(lambda a, b: a + b / parts, grads, found), statistics), metrics
 
             # Part i takes every parts-th example, so that each device keeps its own.

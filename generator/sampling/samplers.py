@@ -185,8 +185,13 @@ def build_sampler(section: Mapping[str, Any], seed: int, model: Model) -> Sample
     Raises:
       UserError: there is no such sampler, or it is not for this model.
     """
-    settings = build("sampler", dict.fromkeys(SAMPLERS, Settings), section, seed=seed)
+    settings = sampler_settings(section, seed)
     return SAMPLERS[section["name"]].build(settings, model)
+
+
+def sampler_settings(section: Mapping[str, Any], seed: int) -> Settings:
+    """Of a config section."""
+    return build("sampler", dict.fromkeys(SAMPLERS, Settings), section, seed=seed)
 
 
 def asks(section: Mapping[str, Any]) -> frozenset[str]:

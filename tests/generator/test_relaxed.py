@@ -258,8 +258,9 @@ def decoded(method, model, images=4000):
 
     @jax.jit
     def run():
-        out = speculative(model, labels, jnp.arange(images), method=method, first_drafts=partial(FIRST_DRAFTS["uniform"].of, Aids()), window=3,
-                          seed=0, filters=Filters(), scales=scales)  # fmt: skip
+        drafts = partial(FIRST_DRAFTS["uniform"].of, Aids())
+        out = speculative(model, labels, jnp.arange(images), method=method, first_drafts=drafts, window=3, seed=0,
+                          filters=Filters(), scales=scales)  # fmt: skip
         return out.tokens.ids[..., 0], out.calls
 
     ids, calls = run()

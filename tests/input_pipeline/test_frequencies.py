@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from input_pipeline import frequencies as module
-from input_pipeline.frequencies import PRIOR, Frequencies, count_codes
+from input_pipeline.frequencies import PAIRS_PRIOR, PRIOR, Frequencies, count_codes
 from models.errors import UserError
 
-CLASSES, POSITIONS, CODES = 3, 5, 7
+CLASSES, POSITIONS, WIDTH, CODES = 3, 6, 3, 7
 
 
 def batches(seed=0, images=40, size=16):
@@ -26,14 +26,35 @@ def by_hand(examples):
 @pytest.mark.parametrize("pending", [1 << 24, 10])
 def test_shares_are_those_counted_one_by_one(tmp_path, monkeypatch, pending):
     monkeypatch.setattr(module, "PENDING", pending)
-    count_codes(tmp_path / "f.npz", batches(), CODES)
+    count_codes(tmp_path / "f.npz", batches(), CODES, WIDTH)
     found = Frequencies(tmp_path / "f.npz").log_shares(np.array([2, 0, 1, 0]))
     np.testing.assert_allclose(found, by_hand(batches())[[2, 0, 1, 0]], atol=1e-5)
     np.testing.assert_allclose(np.exp(found).sum(-1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize(("side", "distance"), [("left", 1), ("above", WIDTH)])
+def test_pairs_are_those_counted_one_by_one(tmp_path, side, distance):
+    count_codes(tmp_path / "f.npz", batches(), CODES, WIDTH)
+    ids = np.concatenate([batch["ids"][..., 0] for batch in batches()])
+    share = (np.bincount(ids.ravel(), minlength=CODES) + 1) / (ids.size + CODES)
+    pairs = np.zeros((CODES, CODES))
+    for image in ids:
+        for position in range(distance, POSITIONS):
+            if side == "above" or position % WIDTH:
+                pairs[image[position - distance], image[position]] += 1
+    shares = (pairs + PAIRS_PRIOR * share) / (pairs.sum(1, keepdims=True) + PAIRS_PRIOR)
+    np.testing.assert_allclose(Frequencies(tmp_path / "f.npz").log_pairs(side), np.log(shares / share), atol=1e-5)
+
+
+def test_too_many_codes_for_pairs_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_CODES", CODES - 1)
+    count_codes(tmp_path / "f.npz", batches(), CODES, WIDTH)
+    with pytest.raises(UserError, match="first_drafts=frequency"):
+        Frequencies(tmp_path / "f.npz").log_pairs("left")
+
+
 def test_only_what_was_seen_is_kept(tmp_path):
-    count_codes(tmp_path / "f.npz", batches(), CODES)
+    count_codes(tmp_path / "f.npz", batches(), CODES, WIDTH)
     with np.load(tmp_path / "f.npz") as arrays:
         assert arrays["counts"].sum() == 40 * POSITIONS
         assert arrays["counts"].min() > 0
@@ -43,7 +64,7 @@ def test_only_what_was_seen_is_kept(tmp_path):
 def test_what_is_not_there_is_told(tmp_path):
     with pytest.raises(UserError, match="--job=extract"):
         Frequencies(tmp_path / "f.npz")
-    count_codes(tmp_path / "f.npz", batches(), CODES)
+    count_codes(tmp_path / "f.npz", batches(), CODES, WIDTH)
     (tmp_path / "f.npz").write_bytes((tmp_path / "f.npz").read_bytes()[:-30])
     with pytest.raises(UserError, match="npz"):
         Frequencies(tmp_path / "f.npz")

@@ -1,0 +1,50 @@
+"""What a config's sampler drafts with and judges by, from the files of a workdir."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from generator.forecast import describe_forecast
+from generator.sampling.first_drafts import Pairs
+from generator.sampling.interface import Aids
+from generator.sampling.samplers import asks
+from input_pipeline.frequencies import FREQUENCIES, Frequencies
+from jobs.workdir import load
+from models.tokens import TokenSpec
+
+
+class AidsOf:
+    """The aids that a sampler asks for; no others are read.
+
+    Attributes:
+      params: arrays that a program is given as arguments.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, spec: TokenSpec):
+        self.asked, self.codes = asks(config.sampler.to_dict()), spec.sizes[0]
+        self.params: dict[str, Any] = {}
+        if "frequencies" in self.asked:
+            self.frequencies = Frequencies(workdir / "tokens" / FREQUENCIES)
+        if "pairs" in self.asked:
+            self.params["pairs"] = Pairs(*(jnp.asarray(self.frequencies.log_pairs(side)) for side in Pairs._fields))
+        if "forecast" in self.asked:
+            self.forecast = describe_forecast(config, spec)
+            self.params["forecast"], _ = load("forecast", self.forecast, workdir)
+
+    def of_rows(self, rows: Any) -> np.ndarray | None:
+        """What depends on the images that are asked for: log of the codes' frequencies, by their labels."""
+        return self.frequencies.log_shares(rows) if "frequencies" in self.asked else None
+
+    def __call__(self, params: Any, frequencies: jax.Array | None, decoder: Any) -> Aids:
+        """In a program, of `params`, what `of_rows` gave, and the tokenizer."""
+        codes = jnp.arange(self.codes)[:, None]
+        return Aids(
+            frequencies=frequencies,
+            pairs=params.get("pairs"),
+            codebook=decoder.quantizer.lookup(codes) if "codebook" in self.asked else None,
+            forecast=self.forecast.merge(params["forecast"]) if "forecast" in self.asked else None,
+        )
