@@ -31,6 +31,10 @@ def get_config(argument: str = "next=token") -> ConfigDict:
         steps=1200, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,
         save_every=300,
     )  # fmt: skip
+    config.training.forecast = base.stage(
+        steps=600, batch_size=32, learning_rate=2e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99, save_every=300
+    )
+    config.forecast.hidden = 384
     config.evaluation.samples = 10_000
     if parse(argument, next=("token", "scale"))["next"] == "scale":
         next_scale(config, scales=(1, 2, 3, 5, 8), codes=512, width=8)

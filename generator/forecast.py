@@ -39,7 +39,7 @@ class Forecast(nnx.Module):
 
     def __init__(self, *, width: int, row: int, hidden: int, rngs: nnx.Rngs):
         # How far back the tokens are that count: to the left, and around the one above.
-        self.near = np.array(sorted({1, 2, row - 1, row, row + 1} - {0}))
+        self.near = tuple(sorted({1, 2, row - 1, row, row + 1} - {0}))
         init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
         shared: dict[str, Any] = {"init": init, "dtype": jnp.float32, "rngs": rngs, "bias": False}
         self.own = Linear(width, hidden, ("embed", "mlp"), **shared)
@@ -97,7 +97,7 @@ def forecast_hidden(
     """
     last = seen.first[:, None] + seen.hidden.shape[1] - 1
     anchor = jnp.minimum(positions, last)
-    at = positions[..., None] - forecast.near  # (B, n, K)
+    at = positions[..., None] - np.array(forecast.near)  # (B, n, K)
     row = jnp.arange(len(ids))[:, None, None]
 
     def embedded(tokens: jax.Array, which: jax.Array) -> jax.Array:

@@ -68,7 +68,7 @@ class Case:
         return jnp.asarray(ids, jnp.int32), jnp.asarray(rng.integers(0, self.classes, size), jnp.int32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make():
     """Makes a `Case`; its keyword arguments are those of `Generator` and the sizes of the data."""
     return Case
