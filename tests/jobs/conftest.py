@@ -17,7 +17,8 @@ def make_config(argument="next=token"):
         quantizer.scales = (1, 2, 4)
     config.generator.update(width=16, depth=2, heads=2, mlp=32, dropout=0.0)
     config.extract.copies = 2
-    for stage in (config.training.tokenizer, config.training.generator):
+    config.forecast.hidden = 8
+    for stage in (config.training.tokenizer, config.training.generator, config.training.forecast):
         stage.update(steps=6, batch_size=16, learning_rate=2e-3, warmup_steps=0, save_every=3, log_every=2)
     config.sample.update(count=20, batch_size=10)
     config.evaluation.update(samples=20, batch_size=10, classifier_epochs=8)

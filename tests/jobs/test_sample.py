@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from generator.sampling.first_drafts import FIRST_DRAFTS
+from jobs import train
 from jobs.conditions import asked_classes
 from jobs.sample import Sampler, to_uint8
 from jobs.workdir import read_config
@@ -63,11 +65,22 @@ def test_calls_of_the_model_are_one_a_token(all_at_once):
     assert all_at_once.calls == 16  # 4 x 4 tokens
 
 
-@pytest.mark.parametrize("first_drafts", ["uniform", "frequency", "above", "repeat_left", "sample_left"])
-def test_fixed_noise_draws_the_sequential_samplers_images(workdir, all_at_once, first_drafts):
-    config = read_config(workdir)
-    config.sampler.update(name="fixed_noise", window=5, first_drafts=first_drafts)
-    sampler = Sampler(config, workdir)
+@pytest.fixture(scope="module")
+def forecast_workdir(workdir, tmp_path_factory):
+    """The demo's, with forecasting heads trained on its generator."""
+    folder = shutil.copytree(workdir, tmp_path_factory.mktemp("forecast") / "w")
+    config = read_config(folder)
+    config.stages, config.sampler.window = ("forecast",), 5
+    train.run(config, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["fixed_noise", "siblings"])
+@pytest.mark.parametrize("first_drafts", list(FIRST_DRAFTS))
+def test_shared_noise_draws_the_sequential_samplers_images(forecast_workdir, all_at_once, name, first_drafts):
+    config = read_config(forecast_workdir)
+    config.sampler.update(name=name, window=5, first_drafts=first_drafts)
+    sampler = Sampler(config, forecast_workdir)
     for batch_size in (1, 7):
         samples = sampler(LABELS, batch_size)
         np.testing.assert_array_equal(samples.ids, all_at_once.ids)
@@ -77,11 +90,19 @@ def test_fixed_noise_draws_the_sequential_samplers_images(workdir, all_at_once, 
 
 @pytest.mark.parametrize(
     ("name", "window"),
-    [("jacobi", 5), ("coupled_gumbel", 5), ("coupled_maximal", 5), ("gsd", 5), ("lantern", 5), ("zipar", 2)],
+    [
+        ("jacobi", 5),
+        ("coupled_gumbel", 5),
+        ("coupled_maximal", 5),
+        ("siblings", 5),
+        ("gsd", 5),
+        ("lantern", 5),
+        ("zipar", 2),
+    ],
 )
 def test_rows_of_a_batch_know_nothing_of_one_another(workdir, name, window):
     config = read_config(workdir)
-    config.sampler.update(name=name, window=window)
+    config.sampler.update(name=name, window=window, rule="multi_round")
     sampler = Sampler(config, workdir)
     alone, together = sampler(LABELS, 1), sampler(LABELS, 16)
     np.testing.assert_array_equal(alone.ids, together.ids)
@@ -111,7 +132,12 @@ def programs(function, folder):
     return sum("Executable::ExecuteHelper" in name for name in events), events
 
 
-def test_a_batch_is_one_program(sampler, all_at_once, tmp_path):
+@pytest.mark.parametrize("name", ["sequential", "fixed_noise", "siblings"])
+def test_a_batch_is_one_program(workdir, tmp_path, name):
+    """So no result of a call of the model is read by the host before the next."""
+    config = read_config(workdir)
+    config.sampler.update(name=name, window=5)
+    sampler = Sampler(config, workdir)
     sampler(LABELS, 4)  # compiled before it is counted
     twice = jax.jit(lambda x: x + 1)
     x = jax.block_until_ready(twice(jnp.zeros(3)))
