@@ -1,10 +1,11 @@
 """PNG files to look at: sheets of images, pairs of images, loss curves. Each is written whole or not at all."""
 
 import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -152,6 +153,93 @@ def search_curves(path: Path, rows: Sequence[Mapping[str, float]], metric: str) 
     _plain(axes)
     with atomically(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+class Acceptance(NamedTuple):
+    """Where a speculative sampler's calls of the model get on.
+
+    Attributes:
+      name: of the sampler.
+      tokens_per_call: float (T,), by position: 1 / the mean over the images of the share that a position has in its call, so
+        that the inverses sum to the calls an image.
+      entropy: float (K,), nats: the mean of each of K parts of all positions, of small entropy to large.
+      ends: float (K,), share of the part's positions that are the last that their call draws.
+      entropy_of_ends: nats, mean over the positions that end a call.
+      entropy_of_others: nats, mean over the others.
+    """
+
+    name: str
+    tokens_per_call: Float[np.ndarray, "T"]
+    entropy: Float[np.ndarray, "K"]
+    ends: Float[np.ndarray, "K"]
+    entropy_of_ends: float
+    entropy_of_others: float
+
+
+def acceptance_curves(path: Path, panels: Mapping[str, Sequence[Acceptance]]) -> None:
+    """Write a row of two frames a setting: tokens a call over the position, and the share of positions that end a call over
+    the entropy.
+
+    Args:
+      path: of the PNG file.
+      panels: setting -> its samplers.
+    """
+    figure = Figure(figsize=(13, 3.6 * len(panels)), dpi=100)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    for n, (setting, samplers) in enumerate(panels.items()):
+        by_position, by_entropy = (figure.add_subplot(len(panels), 2, 2 * n + k) for k in (1, 2))
+        for one, style in zip(samplers, _styles()):
+            by_position.plot(one.tokens_per_call, linewidth=1.3, **style)
+            told = f"{one.name} ({one.entropy_of_ends:.2f} where calls end, else {one.entropy_of_others:.2f})"
+            by_entropy.plot(one.entropy, one.ends, linewidth=1.3, marker="o", markersize=3, label=told, **style)
+        by_position.set_title(f"tokens a call, {setting}", loc="left", fontsize=10, color=INK)
+        by_position.set_xlabel("position", fontsize=9, color=INK)
+        by_entropy.set_title(f"share of positions that end a call, {setting}", loc="left", fontsize=10, color=INK)
+        by_entropy.set_xlabel("entropy of the model's distribution (nats)", fontsize=9, color=INK)
+        by_entropy.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1))
+        _plain(by_position)
+        _plain(by_entropy)
+    with atomically(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def calls_and_quality(path: Path, panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Write the class accuracy over the calls of the model an image, a point each sampler; best is the top left.
+
+    Args:
+      path: of the PNG file.
+      panels: setting -> its samplers: `label`, `lossless`, `calls_per_image`, `calls_std`, `class_accuracy`, and
+        `accuracy_images`, of how many it is. Lossless ones are full circles. The first one's accuracy is drawn as a line,
+        with its standard error.
+    """
+    figure = Figure(figsize=(8.5, 3.6 * len(panels)), dpi=100)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    for n, (setting, rows) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(len(panels), 1, n)
+        accuracy = rows[0]["class_accuracy"]
+        count = rows[0]["accuracy_images"]
+        share = (accuracy * count + 1) / (count + 2)  # so that none wrong of a few images is not without error
+        error = math.sqrt(share * (1 - share) / count)
+        axes.axhspan(accuracy - error, accuracy + error, color="#eeeeee", zorder=0)
+        axes.axhline(accuracy, color=INK, linewidth=0.8, zorder=1)
+        for row, style in zip(rows, itertools.chain([{"color": INK}], _styles())):  # colours as in `acceptance_curves`
+            axes.errorbar(
+                row["calls_per_image"], row["class_accuracy"], xerr=row["calls_std"], marker="o", markersize=6, linewidth=0.8,
+                markerfacecolor=style["color"] if row["lossless"] else "white", linestyle="none", color=style["color"],
+                label=f"{row['label']}{'' if row['lossless'] else ' (lossy)'}",
+            )  # fmt: skip
+        axes.margins(y=0.15)
+        axes.set_title(f"class accuracy, {setting}", loc="left", fontsize=10, color=INK)
+        axes.set_xlabel("calls of the model an image (and their standard deviation)", fontsize=9, color=INK)
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1))
+        _plain(axes)
+    with atomically(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _styles() -> Iterator[dict[str, Any]]:
+    """Colours, ten of them for full lines, then for broken ones."""
+    return ({"color": f"C{n % 10}", "linestyle": ("-", "--", ":")[n // 10 % 3]} for n in itertools.count())
 
 
 def _plain(axes: Any) -> None:

@@ -107,6 +107,7 @@ def judge(
     def piece(k: int) -> dict[str, np.ndarray]:
         found = sampler.batch(labels, k * size, size)
         images = found.pop("images")
+        found.pop("accepted", None)
         for extractor in judges.extractors:
             found |= extractor(images)
         return found | ({"images": images} if k < shown else {})

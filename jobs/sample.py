@@ -36,6 +36,8 @@ class Samples:
       ids: int32 (N, T, K), their tokens.
       labels: int32 (N,), the classes asked for, or the numbers of the captions.
       calls: calls of the model an image.
+      calls_of_each: int32 (N,), of every image.
+      accepted: int32 (N, _), tokens that each of its calls drew, 0 where there was none; None where the sampler does not tell.
       images_per_second: of the median batch.
     """
 
@@ -43,6 +45,8 @@ class Samples:
     ids: Int[np.ndarray, "N T K"]
     labels: Int[np.ndarray, "N"]
     calls: float
+    calls_of_each: Int[np.ndarray, "N"]
+    accepted: Int[np.ndarray, "N _"] | None
     images_per_second: float
 
 
@@ -95,7 +99,7 @@ class Sampler:
 
         def program(
             params: Any, aids: Any, condition: Any, indices: jax.Array, frequencies: jax.Array | None
-        ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        ) -> dict[str, jax.Array]:
             model, decoder = generator.merge(params[0]), tokenizer.merge(params[1])
             feed = model.layout.feed
             revise = KEEP[feed](edit, decoder) if edit else None
@@ -104,7 +108,8 @@ class Sampler:
             # Mixed codes are those of no tokens.
             images = decoder.images(output.state) if config.sampler.smooth else decoder.decode(output.tokens)
             images = blended(edit, decoder, images) if edit else images
-            return to_uint8(images), output.tokens.ids, output.calls
+            found = {"images": to_uint8(images), "ids": output.tokens.ids, "calls": output.calls}
+            return found if output.accepted is None else found | {"accepted": output.accepted}
 
         self.program = jax.jit(program)
         self.compiled: dict[int, Any] = {}  # by images a program
@@ -119,17 +124,20 @@ class Sampler:
             batches.append(self.batch(condition, start, size))
             progress.update(min(start + size, count))
         progress.close()
-        images, ids, calls = (np.concatenate([batch[name] for batch in batches]) for name in ("images", "ids", "calls"))
-        speed = images_per_second([batch["seconds_per_image"] for batch in batches])
+        speed = images_per_second([batch.pop("seconds_per_image") for batch in batches])
+        found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         labels = condition if isinstance(condition, np.ndarray) else np.arange(count, dtype=np.int32)
-        return Samples(images, ids, labels, float(calls.mean()), speed)
+        return Samples(
+            images=found["images"], ids=found["ids"], labels=labels, calls=float(found["calls"].mean()),
+            calls_of_each=found["calls"], accepted=found.get("accepted"), images_per_second=speed,
+        )  # fmt: skip
 
     def batch(self, condition: Any, start: int, size: int) -> dict[str, np.ndarray]:
         """Images `start` to `start + size` - 1 of the run, fewer at its end, by one program of `size` images.
 
         Returns:
           images uint8 (n, H, W, C), ids int32 (n, N, K), calls int32 (n,), seconds_per_image float64 (), compilation
-          not counted.
+          not counted; `accepted` int32 (n, C) where the sampler tells.
         """
         count = len(jax.tree.leaves(condition)[0])
         whole = size + -size % self.mesh.size  # so that each device has its share
@@ -142,7 +150,7 @@ class Sampler:
         began = time.monotonic()
         found = jax.device_get(self.compiled[whole](*arguments))
         kept = min(size, count - start)
-        arrays = {name: array[:kept] for name, array in zip(("images", "ids", "calls"), found)}
+        arrays = {name: array[:kept] for name, array in found.items()}
         return {**arrays, "seconds_per_image": np.float64((time.monotonic() - began) / size)}
 
 

@@ -150,11 +150,12 @@ def of_siblings(settings: Settings, aids: Aids) -> Siblings:
 
 
 class Entry(NamedTuple):
-    """A sampler: how it is made, which aids it asks for, and whether it drafts by `first_drafts`."""
+    """A sampler: how it is made, which aids it asks for, and whether it drafts by `first_drafts` and judges by `rule`."""
 
     build: Callable[[Settings, Model], Sampler]
     asks: frozenset[str] = frozenset()
     drafts_first: bool = False
+    by_rule: bool = False
 
 
 def windows(method: Callable[[Settings, Aids], Method], *asks: str) -> Entry:
@@ -168,7 +169,7 @@ SAMPLERS: dict[str, Entry] = {
     "jacobi": windows(lambda settings, aids: FRESH),
     "coupled_gumbel": windows(lambda settings, aids: GUMBEL),
     "coupled_maximal": windows(lambda settings, aids: MAXIMAL),
-    "siblings": Entry(by_drafter(of_siblings), drafts_first=True),
+    "siblings": Entry(by_drafter(of_siblings), drafts_first=True, by_rule=True),
     # Lossy ones:
     "gsd": windows(lambda settings, aids: gsd(aids.codebook, relax=settings.relax, near=settings.near), "codebook"),
     "lantern": windows(
