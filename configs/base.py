@@ -127,7 +127,8 @@ def get_config() -> ConfigDict:
                 "hidden": 512,  # width
             },
             "sampler": {
-                # sequential | fixed_noise | jacobi | coupled_gumbel | coupled_maximal | siblings; lossy: gsd | lantern | zipar
+                # sequential | fixed_noise | jacobi | coupled_gumbel | coupled_maximal | siblings | draft_model | dyspec |
+                # recycling; lossy: gsd | lantern | zipar
                 "name": "sequential",
                 "temperature": 1.0,  # 0 is greedy
                 "top_k": 0,  # 0 keeps all codes
@@ -140,11 +141,15 @@ def get_config() -> ConfigDict:
                 "guidance_schedule": "constant",
                 "guidance_power": 1.0,  # of the progress that the schedule sees; above 1 guidance rises later
                 "guidance_interval": (0.0, 1.0),  # guide only there, as shares of the positions, or scales
-                "window": 16,  # drafts, or nodes of a tree, a call judges; zipar: columns that a row is behind the one above
+                # Drafts that a call judges; of trees, nodes, the root counted; of zipar, columns that a row is behind
+                "window": 16,
                 "first_drafts": "frequency",  # frequency | neighbours | forecast | uniform | repeat_left | sample_left | above
-                "rule": "fixed_noise",  # of trees: which path stands: fixed_noise | multi_round | k_seq
-                # of trees: chance that the best, second, ... draft stands, which decides their shape
+                # Of trees (siblings, draft_model, dyspec, recycling): which path stands
+                "rule": "fixed_noise",  # fixed_noise | multi_round; of draft_model also k_seq
+                # siblings, recycling: the chance that the best, the second, ... draft of a position stands, as guessed
                 "branches": (0.8, 0.1, 0.05, 0.03),
+                "chains": 1,  # draft_model: that leave the root; each is (window - 1) / chains drafts long
+                "draft": "",  # draft_model, dyspec: workdir of a smaller generator of the same tokenizer
                 "relax": 0.15,  # gsd: codes of a cluster differ by less in p; lantern: bound on what is moved, >= 1: see there
                 "near": 0.06,  # gsd, lantern: share of the codes that count as near a code
                 "smooth": False,  # of scales: mix the codes, for smoother pictures that are no samples of the model

@@ -56,6 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     stem = workdir / "samples" / f"{config.sampler.name}-{sampler.step}"
     settings = {"sampler": config.sampler.to_dict(), "sample": config.sample.to_dict(), "step": sampler.step,
                 "files": fingerprints(config.sample)}  # fmt: skip
+    settings |= sampler.aids.weights
     record = stem.with_suffix(".json")
     if record.exists() and json.loads(record.read_text())["settings"] == json.loads(json.dumps(settings)):
         print(f"sampled already: {stem}.png, {stem}.npz")
@@ -95,7 +96,7 @@ class Sampler:
         self.params = sampling_params(params, config.generator.depth), decoder
         self.weights = {"generator": checksum(params), "tokenizer": checksum(decoder)}
         self.mesh = sharding.local_mesh()
-        self.aids = AidsOf(config, workdir, spec)
+        self.aids = AidsOf(config, workdir, spec, self.weights["tokenizer"])
 
         def program(
             params: Any, aids: Any, condition: Any, indices: jax.Array, frequencies: jax.Array | None

@@ -12,7 +12,7 @@ from generator.generator import Condition
 from generator.sampling.distribution import Filters, target_distribution
 from generator.sampling.interface import Model
 from models.masks import Branches
-from models.transformer import moved
+from models.transformer import grown, moved
 
 Revise = Callable[[Any, jax.Array, Any], jax.Array]  # (state, log p, positions) -> log p
 
@@ -22,6 +22,7 @@ class Caller(NamedTuple):
 
     Attributes:
       model: of tokens one after the other.
+      condition: of each image.
       start: what feeds the slots of the condition.
       context: of the condition.
       scales: float32 (N,), guidance scale at each position.
@@ -31,6 +32,7 @@ class Caller(NamedTuple):
     """
 
     model: Model
+    condition: Condition
     start: jax.Array
     context: Any
     scales: Float[np.ndarray, "N"]
@@ -43,17 +45,22 @@ class Caller(NamedTuple):
         """Slots that predict nothing."""
         return self.model.layout.conditions - 1
 
+    def of(self, model: Model) -> "Caller":
+        """Another model of the same tokens, asked for the same."""
+        return caller(model, self.condition, scales=self.scales, filters=self.filters, revise=self.revise)
+
     def both(self, x: jax.Array) -> jax.Array:
         """For the unconditional rows as well."""
         return jnp.concatenate([x, x]) if self.guided else x
 
     def cache(self, nodes: int = 0) -> Any:
         """A cache that knows the silent slots, with room for a tree of so many nodes behind the sequence."""
-        cache = self.model.init_cache(len(self.start), self.model.layout.slots + nodes)
-        if self.silent:
-            slots = np.arange(self.silent, dtype=np.int32)
-            _, cache = self.model.hidden(cache, self.start[:, : self.silent], slots, self.context)
-        return cache
+        room = self.model.layout.slots + nodes
+        if not self.silent:
+            return self.model.init_cache(len(self.start), room)
+        cache, slots = self.model.init_cache(len(self.start), 0), np.arange(self.silent, dtype=np.int32)
+        _, cache = self.model.hidden(cache, self.start[:, : self.silent], slots, self.context)
+        return grown(cache, room)
 
     def __call__(
         self,
@@ -107,4 +114,4 @@ def caller(
     rows = condition
     if guided:
         rows = jax.tree.map(lambda *x: jnp.concatenate(x), condition, model.condition.null(condition))
-    return Caller(model, model.start(rows), model.context(rows), scales, filters, revise, guided)
+    return Caller(model, condition, model.start(rows), model.context(rows), scales, filters, revise, guided)

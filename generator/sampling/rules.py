@@ -4,7 +4,7 @@ Rejection (Leviathan et al., arXiv:2211.17192): x drawn from q stands with proba
 from max(p - q, 0), normalised, in its place makes the result a draw from p, and no rule lets more drafts stand.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def k_seq_of(log_p: Float[Array, "*B V"], log_q: Float[Array, "*B V"], drafts: I
         beta = jnp.minimum(p / rho, q).sum(axis=-1, keepdims=True)
         return beta, 1 - (1 - beta) ** k
 
-    def halved(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def halved(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low + high) / 2
         beta, some = shared(middle)

@@ -13,6 +13,8 @@ from jaxtyping import Float
 
 from generator.sampling.calls import Caller
 from generator.sampling.distribution import Filters
+from generator.sampling.draft_model import Chains, length_of
+from generator.sampling.dyspec import DySpec
 from generator.sampling.first_drafts import FIRST_DRAFTS
 from generator.sampling.fixed_noise import FIXED_NOISE
 from generator.sampling.gsd import gsd
@@ -20,15 +22,16 @@ from generator.sampling.guidance import guidance_scales
 from generator.sampling.interface import Aids, Model, SampleOutput
 from generator.sampling.jacobi import FRESH, GUMBEL, MAXIMAL
 from generator.sampling.lantern import lantern
+from generator.sampling.recycling import Recycling
 from generator.sampling.sequential import sequential
 from generator.sampling.siblings import Siblings
 from generator.sampling.speculative import FirstDrafts, Method, refuse, speculative
-from generator.sampling.templates import likely
-from generator.sampling.trees import by_trees
+from generator.sampling.templates import Template, likely
+from generator.sampling.trees import Rule, by_trees
 from generator.sampling.walks import RULES
 from generator.sampling.zipar import refuse as refuse_zipar
 from generator.sampling.zipar import zipar
-from models.errors import unknown
+from models.errors import UserError, unknown
 from models.registry import build
 
 Sampler = Callable[..., SampleOutput]  # (model, condition, images, feed, *, aids, revise)
@@ -56,6 +59,8 @@ class Settings:
     near: float = 0.06
     rule: str = "fixed_noise"
     branches: Sequence[float] = (0.8, 0.1, 0.05, 0.03)
+    chains: int = 1
+    draft: str = ""  # which the job knows, and gives as an aid
 
     def __post_init__(self):
         if self.first_drafts not in FIRST_DRAFTS:
@@ -64,6 +69,11 @@ class Settings:
     def drafts(self, aids: Aids) -> Callable[[Caller], FirstDrafts]:
         """How positions that no call has seen are drafted."""
         return lambda ask: FIRST_DRAFTS[self.first_drafts].of(aids, ask)
+
+    @property
+    def template(self) -> Template:
+        """Of trees whose shape is known beforehand."""
+        return likely(self.window, tuple(self.branches))
 
     def of(self, model: Model) -> dict[str, Any]:
         """What all samplers take."""
@@ -122,19 +132,40 @@ def by_windows(method: Callable[[Settings, Aids], Method]) -> Callable[[Settings
     return sampler
 
 
-def by_drafter(drafter: Callable[[Settings, Aids], Any]) -> Callable[[Settings, Model], Sampler]:
-    """`by_trees` of a drafter."""
+class Trees(NamedTuple):
+    """A way to draft trees.
+
+    Attributes:
+      of: (settings, aids, rule) -> what makes its drafter, of how the model is asked.
+      refuse: raises UserError for settings, or a model, that it is not for.
+      independent: whether it draws siblings independently of each other where a rule wants that.
+    """
+
+    of: Callable[[Settings, Aids, Rule], Any]
+    refuse: Callable[[Settings, Model], Any] = lambda settings, model: None
+    independent: bool = False
+
+
+def by_drafter(trees: Trees) -> Callable[[Settings, Model], Sampler]:
+    """`by_trees` of a way to draft."""
 
     def sampler(settings: Settings, model: Model) -> Sampler:
         refuse(model, settings.window)
         if settings.rule not in RULES:
             raise unknown("rule", settings.rule, RULES)
+        rule = RULES[settings.rule]
+        if rule.independent and not trees.independent:
+            raise UserError(
+                f"sampler.rule={settings.rule} judges siblings that are drawn independently of each other, as those of "
+                "sampler.name=draft_model are; take that, or sampler.rule=multi_round."
+            )
+        trees.refuse(settings, model)
 
         def sample(
             model: Model, condition: Any, images: Any, feed: Any, *, aids: Aids = NO_AIDS, revise: Any = None
         ) -> Any:
             return by_trees(
-                model, condition, images, drafter=drafter(settings, aids), rule=RULES[settings.rule], revise=revise,
+                model, condition, images, drafter=trees.of(settings, aids, rule), rule=rule, revise=revise,
                 **settings.of(model),
             )  # fmt: skip
 
@@ -143,10 +174,38 @@ def by_drafter(drafter: Callable[[Settings, Aids], Any]) -> Callable[[Settings, 
     return sampler
 
 
-def of_siblings(settings: Settings, aids: Aids) -> Siblings:
+def of_siblings(settings: Settings, aids: Aids, rule: Rule) -> Siblings:
     """Trees of sibling drafts, by `siblings`."""
-    template = likely(settings.window, tuple(settings.branches))
-    return Siblings(template, settings.drafts(aids), RULES[settings.rule].proposals)
+    return Siblings(settings.template, settings.drafts(aids), rule.proposals)
+
+
+def of_chains(settings: Settings, aids: Aids, rule: Rule) -> Chains:
+    """Chains of a draft model, by `draft_model`."""
+    length = length_of(settings.chains, settings.window, aids.draft.spec.sizes[0])
+    return Chains(aids.draft, settings.chains, length, rule)
+
+
+def of_dyspec(settings: Settings, aids: Aids, rule: Rule) -> DySpec:
+    """Trees of a draft model, by `dyspec`."""
+    return DySpec(aids.draft, settings.window, rule)
+
+
+def of_recycling(settings: Settings, aids: Aids, rule: Rule) -> Recycling:
+    """Trees of successors, by `recycling`."""
+    return Recycling(settings.template, rule.proposals)
+
+
+def refuse_branches(settings: Settings, model: Model) -> None:
+    """Raise UserError for more siblings than there are codes."""
+    if not 1 <= len(settings.branches) <= model.spec.sizes[0]:
+        raise UserError(
+            f"sampler.branches has {len(settings.branches)} shares, which is not within 1 and the {model.spec.sizes[0]} codes."
+        )
+
+
+def refuse_chains(settings: Settings, model: Model) -> None:
+    """Raise UserError for chains that there is no room for."""
+    length_of(settings.chains, settings.window, model.spec.sizes[0])
 
 
 class Entry(NamedTuple):
@@ -163,13 +222,21 @@ def windows(method: Callable[[Settings, Aids], Method], *asks: str) -> Entry:
     return Entry(by_windows(method), frozenset(asks), drafts_first=True)
 
 
+def trees(way: Trees, *asks: str, drafts_first: bool = False) -> Entry:
+    """An entry of a way to draft trees."""
+    return Entry(by_drafter(way), frozenset(asks), drafts_first, by_rule=True)
+
+
 SAMPLERS: dict[str, Entry] = {
     "sequential": Entry(one_by_one),
     "fixed_noise": windows(lambda settings, aids: FIXED_NOISE),
     "jacobi": windows(lambda settings, aids: FRESH),
     "coupled_gumbel": windows(lambda settings, aids: GUMBEL),
     "coupled_maximal": windows(lambda settings, aids: MAXIMAL),
-    "siblings": Entry(by_drafter(of_siblings), drafts_first=True, by_rule=True),
+    "siblings": trees(Trees(of_siblings, refuse_branches), drafts_first=True),
+    "draft_model": trees(Trees(of_chains, refuse_chains, independent=True), "draft"),
+    "dyspec": trees(Trees(of_dyspec), "draft"),
+    "recycling": trees(Trees(of_recycling, refuse_branches)),
     # Lossy ones:
     "gsd": windows(lambda settings, aids: gsd(aids.codebook, relax=settings.relax, near=settings.near), "codebook"),
     "lantern": windows(

@@ -83,14 +83,15 @@ def noise_of(place: Place, count: int) -> Noise:
 def ranked(log_q: Float[Array, "B L V"], noise: Noise, ranks: int) -> tuple[jax.Array, jax.Array]:
     """Drafts (B, L, K) of each distribution without replacement, and what each was drawn from (B, L, K, V)."""
     kept, tokens, distributions = noise.kept(log_q.shape[-1]), [], []
+    left = jnp.ones(log_q.shape, bool)
     for _ in range(ranks):
-        # A distribution may have no more codes than are drawn.
-        log_q = jnp.where(
-            log_q.max(axis=-1, keepdims=True) > -jnp.inf, jax.nn.log_softmax(log_q), -jnp.log(log_q.shape[-1])
-        )
+        # Codes that q excludes come after all others: of their noise the drafts before say nothing.
+        some = log_q.max(axis=-1, keepdims=True) > -jnp.inf
+        log_q = jax.nn.log_softmax(jnp.where(some, log_q, jnp.where(left, 0.0, -jnp.inf)))
         tokens.append(draw(log_q, kept))
         distributions.append(log_q)
-        log_q = jnp.where(jnp.arange(log_q.shape[-1]) == tokens[-1][..., None], -jnp.inf, log_q)
+        left &= jnp.arange(log_q.shape[-1]) != tokens[-1][..., None]
+        log_q = jnp.where(left, log_q, -jnp.inf)
     return jnp.stack(tokens, axis=2), jnp.stack(distributions, axis=2)
 
 

@@ -83,6 +83,11 @@ class Path(NamedTuple):
     nodes: Int[Array, "B D"]
     length: Int[Array, "B"]
 
+    def positions(self, place: Place) -> Int[Array, "B D"]:
+        """What is drawn after each node from a place on; beyond the sequence where there is no node."""
+        depths = jnp.arange(self.nodes.shape[1])
+        return jnp.where(depths < self.length[:, None], place.done[:, None] + depths, place.ids.shape[1])
+
 
 class Judged(NamedTuple):
     """What a call gave of a tree.
@@ -187,7 +192,7 @@ def by_trees(
         log_p = ask.log_p(hidden, inside)
         walk = rule.walk(log_p, tree, here.noise(positions))
         path = path_of(walk.taken, depth, drafts.levels)
-        target = jnp.where(depths < path.length[:, None], state.done[:, None] + depths, count)
+        target = path.positions(here)
         cache = ask.settled(cache, path.nodes, target)
         below = jnp.roll(jnp.take_along_axis(tree.tokens, path.nodes, axis=1), -1, axis=1)
         drawn = jnp.where(depths == path.length[:, None] - 1, walk.token[:, None], below)

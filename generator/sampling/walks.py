@@ -18,7 +18,8 @@ from generator.sampling.rules import KSeq, k_seq_of, residual, stands
 from generator.sampling.trees import Rule, Tree, Walk
 from models.masks import ancestors
 
-LAST, FIRST_NODE = 3, 16  # streams of noise: of what follows the path; of a node
+# Streams of noise: of what follows the path; of whether a node stands; of what it drafts.
+LAST, FIRST_NODE, FIRST_DRAFT = 3, 16, 1 << 16
 
 
 def fixed_noise(log_p: Float[Array, "B M V"], tree: Tree, noise: Noise) -> Walk:

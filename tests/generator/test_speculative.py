@@ -7,20 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from table_model import TableModel
+from truth import FILTERS, ROWS, SCALES, distance, sampled, sequentially
 
-from generator.sampling.distribution import Filters
 from generator.sampling.first_drafts import FIRST_DRAFTS
 from generator.sampling.fixed_noise import FIXED_NOISE
 from generator.sampling.interface import Aids
 from generator.sampling.jacobi import ACCEPT, FRESH, GUMBEL, MAXIMAL, REPLACE
 from generator.sampling.rules import likelihood
-from generator.sampling.sequential import sequential
 from generator.sampling.speculative import Drafts, speculative
-from jobs.feeds import TokenFeed
 
-SAMPLES, ROWS = 200_001, 3
-SCALES = np.array([1.0, 1.5, 2.0, 0.5], np.float32)
-FILTERS = Filters(temperature=1.3, top_k=0, top_p=1.0)
 METHODS = {"fixed_noise": FIXED_NOISE, "jacobi": FRESH, "gumbel": GUMBEL, "maximal": MAXIMAL}
 
 
@@ -35,38 +30,10 @@ def frequencies(table, batch):
     return jnp.log(jnp.broadcast_to(jnp.asarray(shares, jnp.float32), (batch, *shares.shape)))
 
 
-def sampled(table, run, seed=0):
-    """Tokens (SAMPLES, N), drawn in batches of three rows."""
-
-    @jax.jit
-    def all_groups(images):
-        return jax.vmap(lambda images: run(jnp.zeros(ROWS, jnp.int32), images))(images)
-
-    return all_groups(jnp.arange(SAMPLES).reshape(-1, ROWS) + seed * SAMPLES)
-
-
-def by_sequence(table, tokens):
-    """Share of every sequence (V ** N,)."""
-    codes, count = table.spec.sizes[0], table.spec.positions
-    numbers = np.asarray(tokens).reshape(-1, count) @ codes ** np.arange(count)[::-1]
-    return np.bincount(numbers, minlength=codes**count) / len(numbers)
-
-
-def distance(table, tokens):
-    """Total variation between what was drawn and the truth."""
-    return (
-        np.abs(by_sequence(table, tokens) - table.probabilities(SCALES, FILTERS.temperature, FILTERS.top_k)).sum() / 2
-    )
-
-
 @pytest.fixture(scope="module")
 def floor(table):
     """The distance of the sequential sampler: noise."""
-
-    def run(labels, images):
-        return sequential(table, labels, images, TokenFeed(), seed=1, filters=FILTERS, scales=SCALES).tokens.ids
-
-    return distance(table, sampled(table, run))
+    return distance(table, sequentially(table, seed=1))
 
 
 def decode(table, method, first, window):
@@ -77,7 +44,7 @@ def decode(table, method, first, window):
                           filters=FILTERS, scales=SCALES)  # fmt: skip
         return out.tokens.ids, out.accepted
 
-    return sampled(table, run)
+    return sampled(run)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from jobs.conditions import asked_classes
 from jobs.sample import Sampler, to_uint8
 from jobs.workdir import read_config
 from models.errors import UserError
+from models.files import write_json
+from tokenizer.tokenizer import describe_tokenizer
+from training.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parent.parent.parent
 LABELS = np.arange(16, dtype=np.int32) % 10
@@ -120,6 +123,44 @@ def test_what_cannot_be_speculated_on_is_refused(workdir, scale_workdir):
         config.sampler.update({"name": "fixed_noise", **fields})
         with pytest.raises(UserError, match=said):
             Sampler(config, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [("draft_model", {"window": 5}), ("draft_model", {"window": 9, "chains": 4, "rule": "k_seq"}),
+                         ("dyspec", {"window": 6}), ("recycling", {"window": 6})],
+)  # fmt: skip
+def test_trees_are_drafted_by_another_workdirs_generator(workdir, all_at_once, name, fields):
+    config = read_config(workdir)
+    config.sampler.update(name=name, draft=str(workdir), **fields)
+    sampler = Sampler(config, workdir)
+    assert ("draft" in sampler.weights) == (name != "recycling")
+    alone, together = sampler(LABELS, 1), sampler(LABELS, 16)
+    np.testing.assert_array_equal(alone.ids, together.ids)
+    assert (together.ids == all_at_once.ids).all() == (fields.get("rule") != "k_seq")
+    if name == "draft_model" and "rule" not in fields:
+        assert together.calls == 4  # the model itself drafts: 16 tokens, 5 a call
+
+
+def test_a_draft_model_of_other_tokens_is_refused(workdir, scale_workdir, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(workdir, other, ignore=shutil.ignore_patterns("samples", "tokenizer"))
+    config = read_config(workdir)
+    description = describe_tokenizer(config)
+    checkpoints = Checkpoints(other / "tokenizer" / "checkpoints")
+    checkpoints.save_imported(description.init(jax.random.key(7)))
+    checkpoints.close()
+    for folder, changed in (("few", {"tokenizer.quantizer.codes": 8}), ("classes", {"data.classes": 7})):
+        fields = read_config(workdir)
+        fields.update_from_flattened_dict(changed)
+        (tmp_path / folder).mkdir()
+        write_json(tmp_path / folder / "config.json", fields.to_dict())
+    for draft, said in (("", "sampler.draft=WORKDIR"), (tmp_path / "none", "holds no run"), (other, "another tokenizer"),
+                        (scale_workdir, "one after the other"), (tmp_path / "few", "of 8 codes"),
+                        (tmp_path / "classes", "'classes': 7")):  # fmt: skip
+        for name in ("draft_model", "dyspec"):
+            config.sampler.update(name=name, draft=str(draft))
+            with pytest.raises(UserError, match=said):
+                Sampler(config, workdir)
 
 
 def programs(function, folder):
