@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     stem = workdir / "samples" / f"{config.sampler.name}-{sampler.step}"
     settings = {"sampler": config.sampler.to_dict(), "sample": config.sample.to_dict(), "step": sampler.step,
                 "files": fingerprints(config.sample)}  # fmt: skip
-    settings |= sampler.aids.weights
+    settings["aids"] = sampler.aids.weights
     record = stem.with_suffix(".json")
     if record.exists() and json.loads(record.read_text())["settings"] == json.loads(json.dumps(settings)):
         print(f"sampled already: {stem}.png, {stem}.npz")
@@ -104,8 +104,8 @@ class Sampler:
             model, decoder = generator.merge(params[0]), tokenizer.merge(params[1])
             feed = model.layout.feed
             revise = KEEP[feed](edit, decoder) if edit else None
-            found = self.aids(aids, frequencies, decoder)
-            output = sample(model, condition, indices, FEEDS[feed](decoder), aids=found, revise=revise)
+            drafting = self.aids(aids, frequencies, decoder)
+            output = sample(model, condition, indices, FEEDS[feed](decoder), aids=drafting, revise=revise)
             # Mixed codes are those of no tokens.
             images = decoder.images(output.state) if config.sampler.smooth else decoder.decode(output.tokens)
             images = blended(edit, decoder, images) if edit else images
