@@ -1,4 +1,4 @@
-"""Grouped speculative decoding (So et al., arXiv:2508.07747): speculative Jacobi decoding with a lossy rule.
+"""Grouped speculative decoding (So et al., arXiv:2508.07747): a lossy rule, here over coupled drafts.
 
 A draft x stands with probability min(1, P(C) / Q(C)), the masses under p and q of a cluster C of codes that may stand for
 it: x, and of the seven codes that rank below it in p and the six above, those of like probability and near code. x itself is
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from generator.sampling.codebook import checked, near_distance
 from generator.sampling.distribution import draw
-from generator.sampling.jacobi import ACCEPT, FRESH, REPLACE
+from generator.sampling.jacobi import ACCEPT, GUMBEL, REPLACE
 from generator.sampling.noise import Noise
 from generator.sampling.rules import likelihood, residual
 from generator.sampling.speculative import Drafts, Method, Verdict
@@ -40,7 +40,7 @@ def gsd(codebook: Float[Array, "V C"] | None, *, relax: float, near: float) -> M
         instead = draw(residual(log_p, drafts.log_q), noise.fresh(log_p.shape[-1], REPLACE))
         return Verdict(jnp.log(noise.uniform(ACCEPT)) < ratio, instead)
 
-    return FRESH._replace(verify=verify)
+    return GUMBEL._replace(verify=verify)
 
 
 def cluster_ratio(

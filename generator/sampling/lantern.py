@@ -1,9 +1,9 @@
-"""LANTERN (Jang et al., arXiv:2410.03355) and LANTERN++ (arXiv:2502.06352): their lossy rule, over Jacobi's drafts.
+"""LANTERN (Jang et al., arXiv:2410.03355) and LANTERN++ (arXiv:2502.06352): their lossy rule, over coupled drafts.
 
 A draft x stands with probability min(1, (p(x) + p(A)) / q(x)): the probability of codes A(x) counts as that of x. They are
 the codes nearest to x in the tokenizer's codebook, as many of its k nearest as sum to at most a bound:
 
-- delta q(x). In the papers drafts are certain, q(x) = 1; Jacobi's have a distribution, under which each code would take up
+- delta q(x). In the papers drafts are certain, q(x) = 1; coupled ones have a distribution, under which each code would take up
   delta of its own, all of them together what they please. With q(x), a draft stands more often by at most delta.
 - lambda p(x), LANTERN++'s.
 
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from generator.sampling.codebook import checked, nearest
 from generator.sampling.distribution import draw
-from generator.sampling.jacobi import ACCEPT, FRESH, REPLACE
+from generator.sampling.jacobi import ACCEPT, GUMBEL, REPLACE
 from generator.sampling.noise import Noise
 from generator.sampling.rules import likelihood, residual
 from generator.sampling.speculative import Drafts, Method, Verdict
@@ -43,7 +43,7 @@ def lantern(codebook: Float[Array, "V C"] | None, *, relax: float, near: float, 
         left = far_from(left, neighbours) if leave_out else left
         return Verdict(jnp.log(noise.uniform(ACCEPT)) < ratio, draw(left, noise.fresh(log_p.shape[-1], REPLACE)))
 
-    return FRESH._replace(verify=verify)
+    return GUMBEL._replace(verify=verify)
 
 
 def relaxed_ratio(
