@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import chisquare
 
 from generator.sampling.distribution import Filters
 from generator.sampling.sequential import sequential
@@ -35,6 +36,12 @@ def distance(table, tokens):
     return (
         np.abs(by_sequence(table, tokens) - table.probabilities(SCALES, FILTERS.temperature, FILTERS.top_k)).sum() / 2
     )
+
+
+def likelihood(table, tokens):
+    """p of Pearson's chi-squared test; sees a bias that is still within the noise of `distance`."""
+    expected = len(tokens.reshape(-1, table.spec.positions)) * table.probabilities(SCALES, FILTERS.temperature, 0)
+    return chisquare(by_sequence(table, tokens) * expected.sum(), expected, sum_check=False).pvalue
 
 
 def sequentially(table, seed=0, samples=SAMPLES):
