@@ -229,7 +229,12 @@ class Generator(nnx.Module):
                 room = max(room, int(slots[-1]) + 1)
             time = of_slots(whole.q_time, slots)
             start = whole.k_start if unwritten is None else jnp.where(unwritten, INFINITY, whole.k_start)
-            visibility = Visibility(time, start[..., :room], whole.k_end[..., :room])
+            behind_slots = max(room - self.layout.slots, 0)  # rows of trees, which no slot sees
+            visibility = Visibility(
+                time,
+                unseen_behind(start[..., :room], behind_slots),
+                unseen_behind(whole.k_end[..., :room], behind_slots),
+            )
         else:
             rows, visibility = self.layout.slots + branches.nodes, behind(whole, branches)
         return self.transformer.extend(cache, x, table, visibility, rows, context.modulations)
@@ -264,6 +269,14 @@ class LearnedPositions(nnx.Module):
 def of_slots(column: Int[Array | np.ndarray, "T *n"], slots: Slots) -> Int[Array | np.ndarray, "..."]:
     """The rows of a layout's column, numpy's where the slots are known before anything runs."""
     return column[slots] if isinstance(slots, np.ndarray) else jnp.asarray(column)[slots]
+
+
+def unseen_behind(column: Int[Array | np.ndarray, "*B S"], count: int) -> Int[Array | np.ndarray, "*B S2"]:
+    """A column of intervals with rows behind it that nobody sees."""
+    if not count:
+        return column
+    pad = np.pad if isinstance(column, np.ndarray) else jnp.pad
+    return pad(column, [(0, 0)] * (column.ndim - 1) + [(0, count)], constant_values=INFINITY)
 
 
 def take_slots(x: Float[Array, "B S D"], indices: Int[np.ndarray, "T"]) -> Float[Array, "B T D"]:

@@ -47,7 +47,10 @@ class Case:
 
         params = jax.tree_util.tree_map_with_path(random, self.description.shapes)
         self.params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-        self.sampling_params = sampling_params(self.params, self.options["depth"])
+
+    @property
+    def sampling_params(self):
+        return sampling_params(self.params, self.options["depth"])
 
     @property
     def generator(self):

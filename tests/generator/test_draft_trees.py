@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import FILTERS, SAMPLES, SCALES, distance, likelihood, noise_floor, one_by_one, sampled
 from table_model import UNWRITTEN, TableModel
-from truth import FILTERS, SAMPLES, SCALES, distance, likelihood, sampled, sequentially
 
 from generator.conditioning import Captions
 from generator.sampling.calls import caller
@@ -45,13 +45,13 @@ def draft(table):
 
 @pytest.fixture(scope="module")
 def truth(table):
-    return np.asarray(sequentially(table, samples=FEW))
+    return np.asarray(one_by_one(table, seed=0, samples=FEW))
 
 
 @pytest.fixture(scope="module")
 def floor(table):
     """The distance of the sequential sampler: noise."""
-    return distance(table, sequentially(table, seed=1))
+    return noise_floor(table)
 
 
 def drafter(name, draft, rule, size):

@@ -1,3 +1,4 @@
+from functools import cache, partial
 from itertools import pairwise
 
 import jax
@@ -8,9 +9,11 @@ from flax import nnx
 from variants import VAR
 
 from configs import llamagen
-from generator.conditioning import ClassCondition
+from generator.conditioning import Captions, ClassCondition
 from generator.generator import GENERATORS, Generator
 from generator.learner import GeneratorLearner
+from generator.sampling.calls import caller
+from generator.sampling.distribution import Filters, target_distribution
 from models import masks
 from models.errors import UserError
 from models.modules import describe, parameter_count
@@ -217,6 +220,145 @@ def test_a_rejected_draft_leaves_no_trace_once_overwritten(make):
     again, repaired = call(polluted, x[:, 3:6], at(3, 6))
     np.testing.assert_array_equal(again, right)
     np.testing.assert_array_equal(call(repaired, x[:, 6:9], at(6, 9))[0], call(clean, x[:, 6:9], at(6, 9))[0])
+
+
+# ---- trees of drafts
+
+NODES, DONE = 9, np.array([0, 4, 3])  # of each row, tokens that are drawn
+TREES = {
+    "rotary": {},
+    "learned": {"position": "learned"},
+    "grouped queries": {"kv_heads": 2, "qk_norm": "rms"},
+    "captions": {"condition": {"name": "text", "entries": 3, "features": 6}},
+}
+
+
+PLANTED = [("rotary", False), ("rotary", True), ("learned", True), ("grouped queries", False), ("captions", True)]
+
+
+@cache
+def plant(make, variant, guided):
+    return Planted(make(**TREES[variant]), guided)
+
+
+class Planted:
+    """A case whose rows stand at different places of random tokens, each with a random tree of drafts from there on."""
+
+    def __init__(self, case, guided):
+        rng = np.random.default_rng(7)
+        self.case = case
+        self.ids, labels = (np.asarray(x) for x in case.batch())
+        self.condition = jnp.asarray(labels)
+        if case.options.get("condition"):
+            present = np.array([[1, 1, 1], [0, 0, 1], [0, 1, 1]], np.int32)  # as captions are padded
+            self.condition = Captions(jnp.asarray(rng.normal(size=(3, 3, 6)), jnp.float32), jnp.asarray(present))
+        self.scales = np.linspace(1.5, 2.5, case.spec.positions) if guided else np.ones(case.spec.positions)
+        self.scales = self.scales.astype(np.float32)
+        self.parent = np.stack([[-1, 0, *[rng.integers(0, node) for node in range(2, NODES)]] for _ in DONE])
+        self.tokens = rng.integers(0, case.codes, (3, NODES))
+        self.tokens[:, 0] = np.where(DONE > 0, self.ids[np.arange(3), DONE - 1, 0], 0)
+        self.sequence, self.nodes = jax.jit(partial(self.call, None)), jax.jit(self.call)
+        self.paths = [[self.path(row, node) for node in range(NODES)] for row in range(3)]
+        self.depth = np.array([[len(path) - 1 for path in row] for row in self.paths])
+        assert (DONE[:, None] + self.depth < case.spec.positions).all()
+
+    def path(self, row, node):
+        found = []
+        while node >= 0:
+            found.insert(0, node)
+            node = self.parent[row, node]
+        return found
+
+    def ask(self, params):
+        model = self.case.sampling.merge(params)
+        return caller(model, self.condition, scales=self.scales, filters=Filters(temperature=1.2))
+
+    def call(self, nodes, cache, tokens, positions):
+        """log p and the cache after nodes of the trees, or where that is None, tokens of the sequence."""
+        ask, branches = self.ask(self.case.sampling_params), None
+        if nodes is not None:
+            branches = masks.Branches(jnp.asarray(DONE, jnp.int32), jnp.asarray(self.parent, jnp.int32), nodes)
+        hidden, cache = ask(cache, tokens.astype(jnp.int32), positions.astype(jnp.int32), branches)
+        return ask.log_p(hidden, positions), cache
+
+    def fed(self, ids, until):
+        """An empty cache, and after all calls that feed positions one by one."""
+        cache, found = jax.jit(lambda: self.ask(self.case.sampling_params).cache(NODES))(), []
+        for position in range(until):
+            before = ids[:, max(position - 1, 0)][:, None]
+            log_p, cache = self.sequence(cache, before, np.full((3, 1), position))
+            found.append(np.asarray(log_p)[:, 0])
+        return np.stack(found, axis=1), cache
+
+    def truth(self, ids):
+        """log p of every token (B, N, V) under teacher forcing, each row of the condition's row modulo three."""
+        condition = jax.tree.map(lambda x: jnp.tile(x, (len(ids) // 3, *(1,) * (x.ndim - 1))), self.condition)
+
+        def run(params):
+            model = self.case.description.merge(params)
+            both = [model.logits(jnp.asarray(ids)[..., None], c) for c in (condition, model.condition.null(condition))]
+            return target_distribution(*both, jnp.asarray(self.scales), Filters(temperature=1.2))
+
+        return np.asarray(jax.jit(run)(self.case.params))
+
+    def along(self, row, node):
+        """The tokens of a row with those of a node's path in their places."""
+        ids = self.ids[row, :, 0].copy()
+        for depth, above in enumerate(self.paths[row][node][1:]):
+            ids[DONE[row] + depth] = self.tokens[row, above]
+        return ids
+
+    def expected(self):
+        """log p after every node (B, M, V), of teacher forcing along its own path."""
+        ids = np.stack([self.along(row, node) for node in range(NODES) for row in range(3)])
+        whole = self.truth(ids)
+        whole = whole.reshape(NODES, 3, *whole.shape[1:]).swapaxes(0, 1)
+        return whole[np.arange(3)[:, None], np.arange(NODES), DONE[:, None] + self.depth]
+
+
+@pytest.mark.parametrize(("variant", "guided"), PLANTED)
+def test_a_node_of_a_tree_is_what_teacher_forcing_of_its_path_says(make, variant, guided):
+    planted = plant(make, variant, guided)
+    expected = planted.expected()
+    # Beyond where a row stands lie other tokens, which no node may see.
+    _, cache = planted.fed(planted.ids[..., 0], max(DONE) + 2)
+    positions = DONE[:, None] + planted.depth
+    at_once, _ = planted.nodes(np.arange(NODES), cache, planted.tokens, positions)
+    np.testing.assert_allclose(at_once, expected, atol=1e-5)
+    one_by_one, now = [], cache
+    for node in range(NODES):
+        at = slice(node, node + 1)
+        log_p, now = planted.nodes(np.array([node]), now, planted.tokens[:, at], positions[:, at])
+        one_by_one.append(np.asarray(log_p)[:, 0])
+    np.testing.assert_allclose(np.stack(one_by_one, axis=1), expected, atol=1e-5)
+    assert np.abs(expected - expected[:, :1]).max(axis=-1)[:, 1:].min() > 1e-2  # nodes do differ
+
+
+@pytest.mark.parametrize(("variant", "guided"), PLANTED)
+def test_a_path_that_is_settled_is_as_if_it_had_been_decoded(make, variant, guided):
+    planted = plant(make, variant, guided)
+    _, cache = planted.fed(planted.ids[..., 0], max(DONE) + 2)
+    _, cache = planted.nodes(np.arange(NODES), cache, planted.tokens, DONE[:, None] + planted.depth)
+    ends = [int(planted.depth[0].argmax()), 0, 2]  # the second row's path is its root alone
+    paths = [planted.paths[row][end] for row, end in enumerate(ends)]
+    length, levels = np.array([len(path) for path in paths]), max(map(len, paths)) + 1
+    nodes = np.array([path + [0] * (levels - len(path)) for path in paths])
+    target = np.where(
+        np.arange(levels) < length[:, None], DONE[:, None] + np.arange(levels), planted.case.spec.positions
+    )
+    ask = planted.ask(planted.case.sampling_params)
+    cache = jax.jit(ask.settled)(cache, jnp.asarray(nodes), jnp.asarray(target))
+    ids = np.stack([planted.along(row, end) for row, end in enumerate(ends)])
+    reached = DONE + length
+    step_by_step, plain = planted.fed(ids, int(reached.max()) + 1)
+    slots = np.tile(ask.silent + reached, 2 if guided else 1)
+    for found, expected in zip(jax.tree.leaves(cache), jax.tree.leaves(plain), strict=True):
+        for row, count in enumerate(slots):
+            np.testing.assert_allclose(found[row, :, :count], expected[row, :, :count], atol=1e-5)
+    after = np.take_along_axis(ids, reached[:, None] - 1, axis=1)  # the token before where the rows now stand
+    log_p, _ = planted.sequence(cache, after, reached[:, None])
+    np.testing.assert_allclose(log_p[:, 0], step_by_step[np.arange(3), reached], atol=1e-5)
+    np.testing.assert_allclose(log_p[:, 0], planted.truth(ids)[np.arange(3), reached], atol=1e-5)
 
 
 def test_stacked_and_listed_layers_agree(make):
