@@ -73,7 +73,7 @@ def decode(table, draft, name, rule, size, samples=FEW):
                        filters=FILTERS, scales=SCALES)  # fmt: skip
         return out.tokens.ids, out.accepted
 
-    ids, accepted = sampled(run, samples)
+    ids, accepted = sampled(run, samples=samples)
     accepted = np.asarray(accepted)
     assert (accepted.sum(-1) == table.spec.positions).all()
     return np.asarray(ids), accepted
