@@ -68,5 +68,5 @@ def one_by_one(table: TableModel, seed=1, samples=SAMPLES):
 
 
 def noise_floor(table: TableModel) -> float:
-    """The distance of the sequential sampler: noise."""
-    return distance(table, one_by_one(table))
+    """The distance of the sequential sampler: noise, on average, as that of one seed is itself off by a fifth."""
+    return float(np.mean([distance(table, one_by_one(table, seed=seed)) for seed in (1, 2, 3, 4)]))
