@@ -78,13 +78,15 @@ def forecast_workdir(workdir, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["fixed_noise", "siblings"])
-@pytest.mark.parametrize("first_drafts", list(FIRST_DRAFTS))
+@pytest.mark.parametrize(
+    ("name", "first_drafts"),
+    [*(("fixed_noise", way) for way in FIRST_DRAFTS), ("siblings", "neighbours"), ("siblings", "forecast")],
+)
 def test_shared_noise_draws_the_sequential_samplers_images(forecast_workdir, all_at_once, name, first_drafts):
     config = read_config(forecast_workdir)
     config.sampler.update(name=name, window=5, first_drafts=first_drafts)
     sampler = Sampler(config, forecast_workdir)
-    for batch_size in (1, 7):
+    for batch_size in (1, 7) if first_drafts == "forecast" else (7,):
         samples = sampler(LABELS, batch_size)
         np.testing.assert_array_equal(samples.ids, all_at_once.ids)
         np.testing.assert_array_equal(samples.images, all_at_once.images)
@@ -133,7 +135,7 @@ def test_trees_are_drafted_by_another_workdirs_generator(workdir, all_at_once, n
     config = read_config(workdir)
     config.sampler.update(name=name, draft=str(workdir), **fields)
     sampler = Sampler(config, workdir)
-    assert ("draft" in sampler.weights) == (name != "recycling")
+    assert ("draft" in sampler.aids.weights) == (name != "recycling")
     alone, together = sampler(LABELS, 1), sampler(LABELS, 16)
     np.testing.assert_array_equal(alone.ids, together.ids)
     assert (together.ids == all_at_once.ids).all() == (fields.get("rule") != "k_seq")
