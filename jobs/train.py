@@ -1,6 +1,7 @@
 """Train the config's stages, each in its turn; a finished one is left alone, an interrupted one goes on."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from tokenizer.learner import Losses, TokenizerLearner
 from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.loop import train
 
-Heldout = Callable[[], grain.IterDataset]
+Heldout = Callable[[], Iterable[Any]]
+HELDOUT = 32  # batches that forecasts are judged with, each of two calls of the generator
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -78,7 +80,8 @@ def forecast_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]
 
     frozen = sampling_params(params, config.generator.depth)
     learner = ForecastLearner(description, generator, frozen, asked, config.sampler.window)
-    return learner, *token_data(config, workdir, section)
+    dataset, heldout = token_data(config, workdir, section)
+    return learner, dataset, lambda: itertools.islice(heldout(), HELDOUT)
 
 
 def token_data(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Heldout]:
