@@ -42,7 +42,7 @@ from evaluation.image_sets import read_split
 from evaluation.pictures import Acceptance, acceptance_curves, calls_and_quality
 from generator.generator import describe_generator
 from generator.sampling.calls import caller
-from generator.sampling.samplers import LOSSY, SAMPLERS, Settings
+from generator.sampling.samplers import LOSSY, SAMPLERS, WINDOW, Settings
 from jobs.conditions import asked_classes, need_classes
 from jobs.networks import find_classifier
 from jobs.sample import Sampler, Samples
@@ -317,7 +317,9 @@ def main() -> None:
     grid = {}
     for name, field in GRID.items():
         texts = getattr(options, name).split(",") if getattr(options, name) else []
-        grid[field] = [read_field(field, text) for text in texts] or [config.sampler[field]]
+        grid[field] = [read_field(field, text) for text in texts] or [
+            config.sampler[field] or (WINDOW if field == "window" else 0)
+        ]
     at_windows = (method.at(window=window) for method in read_methods(options.methods) for window in grid["window"])
     methods = list({method.label: method for method in at_windows}.values())  # some have a window of their own
     methods = possible(config, workdir, methods, named=bool(options.methods))

@@ -129,7 +129,7 @@ def get_config() -> ConfigDict:
             "sampler": {
                 # sequential | fixed_noise | jacobi | coupled_gumbel | coupled_maximal | siblings | draft_model | dyspec |
                 # recycling; lossy: gsd | lantern | zipar
-                "name": "sequential",
+                "name": "fixed_noise",
                 "temperature": 1.0,  # 0 is greedy
                 "top_k": 0,  # 0 keeps all codes
                 "top_k_entropy": 0.0,  # nats at which half of top_k are kept, fewer at less; 0 keeps top_k everywhere
@@ -141,9 +141,10 @@ def get_config() -> ConfigDict:
                 "guidance_schedule": "constant",
                 "guidance_power": 1.0,  # of the progress that the schedule sees; above 1 guidance rises later
                 "guidance_interval": (0.0, 1.0),  # guide only there, as shares of the positions, or scales
-                # Drafts that a call judges; of trees, nodes, the root counted; of zipar, columns that a row is behind
-                "window": 16,
-                "first_drafts": "frequency",  # frequency | neighbours | forecast | uniform | repeat_left | sample_left | above
+                # Drafts that a call judges; of trees, nodes, the root counted; of zipar, columns that a row is behind. 0 is 16;
+                # but of fixed_noise as many as take the device little longer than one: with many images, or on a CPU, one.
+                "window": 0,
+                "first_drafts": "uniform",  # frequency | neighbours | forecast | uniform | repeat_left | sample_left | above
                 # Of trees (siblings, draft_model, dyspec, recycling): which path stands
                 "rule": "fixed_noise",  # fixed_noise | multi_round; of draft_model also k_seq
                 # siblings, recycling: the chance that the best, the second, ... draft of a position stands, as guessed

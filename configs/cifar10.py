@@ -37,6 +37,7 @@ def small(config: ConfigDict) -> None:
         steps=2400, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,
         save_every=400,
     )  # fmt: skip
+    config.sampler.first_drafts = "neighbours"
     config.training.forecast = base.stage(
         steps=600, batch_size=32, learning_rate=2e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99, save_every=300
     )

@@ -24,6 +24,7 @@ def get_config(argument: str = "next=token") -> ConfigDict:
     config.training.generator = base.stage(
         steps=600, batch_size=64, learning_rate=3e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99, save_every=300
     )
+    config.sampler.first_drafts = "neighbours"
     config.training.forecast = base.stage(
         steps=600, batch_size=32, learning_rate=2e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99, save_every=300
     )

@@ -31,6 +31,7 @@ def get_config(argument: str = "next=token") -> ConfigDict:
         steps=1200, batch_size=64, learning_rate=2e-3, schedule="cosine", warmup_steps=100, ema_decay=0.995,
         save_every=300,
     )  # fmt: skip
+    config.sampler.first_drafts = "neighbours"
     config.training.forecast = base.stage(
         steps=600, batch_size=32, learning_rate=2e-3, schedule="cosine", warmup_steps=50, ema_decay=0.99, save_every=300
     )

@@ -34,7 +34,7 @@ class AidsOf:
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, spec: TokenSpec, tokenizer: str):
-        self.asked, self.codes = asks(config.sampler.to_dict()), spec.sizes[0]
+        self.asked, self.codes = asks(config.sampler.to_dict(), spec), spec.sizes[0]
         self.params: dict[str, Any] = {}
         self.weights: dict[str, str] = {}
         if "frequencies" in self.asked:

@@ -14,7 +14,7 @@ from generator.generator import describe_generator, sampling_params
 from generator.learner import GeneratorLearner
 from generator.objectives import progressive
 from generator.sampling.calls import Caller, caller
-from generator.sampling.samplers import sampler_settings
+from generator.sampling.samplers import WINDOW, sampler_settings
 from input_pipeline.pipeline import image_batches
 from input_pipeline.records import token_batches
 from jobs import extract
@@ -79,7 +79,7 @@ def forecast_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]
         return caller(model, labels, scales=options["scales"], filters=options["filters"])
 
     frozen = sampling_params(params, config.generator.depth)
-    learner = ForecastLearner(description, generator, frozen, asked, config.sampler.window)
+    learner = ForecastLearner(description, generator, frozen, asked, config.sampler.window or WINDOW)
     dataset, heldout = token_data(config, workdir, section)
     return learner, dataset, lambda: itertools.islice(heldout(), HELDOUT)
 

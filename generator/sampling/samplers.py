@@ -1,13 +1,14 @@
 """Samplers by name; a new one is a file here and a line in this table.
 
-All but the lossy ones, `gsd`, `lantern` and `zipar`, draw from the model's own distribution. `sequential` and `fixed_noise`
-draw the same tokens.
+All but the lossy ones, `gsd`, `lantern` and `zipar`, draw from the model's own distribution. `sequential`, `fixed_noise` and
+trees by the rule `fixed_noise` draw the same tokens.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -33,9 +34,14 @@ from generator.sampling.zipar import refuse as refuse_zipar
 from generator.sampling.zipar import zipar
 from models.errors import UserError, unknown
 from models.registry import build
+from models.tokens import Grid, TokenSpec
 
 Sampler = Callable[..., SampleOutput]  # (model, condition, images, feed, *, aids, revise)
 NO_AIDS = Aids()
+WINDOW = 16  # drafts a call, where the config leaves it open
+# Rows of a call that take a device little longer than one: until its arithmetic takes as long as reading the weights. From peak
+# rates for bfloat16 (an H100's are 295, a TPU v5e's 240); on a CPU the two rows of guidance are as many already (measured).
+ROWS = {"cpu": 2, "gpu": 256, "tpu": 256}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +59,7 @@ class Settings:
     min_p: float = 0.0
     guidance_power: float = 1.0
     smooth: bool = False
-    window: int = 16
+    window: int = 0
     first_drafts: str = "uniform"
     relax: float = 0.15
     near: float = 0.06
@@ -130,6 +136,24 @@ def by_windows(method: Callable[[Settings, Aids], Method]) -> Callable[[Settings
         return sample
 
     return sampler
+
+
+def as_wide_as_is_fast(settings: Settings, model: Model) -> Sampler:
+    """`fixed_noise` as wide as its batch leaves room for; where it leaves none `sequential`, whose tokens are the same."""
+    plain = one_by_one(settings, model)
+    if model.layout.feed != "tokens" or len(model.spec.sizes) > 1 or settings.smooth:
+        return plain
+
+    def sample(
+        model: Model, condition: Any, images: Any, feed: Any, *, aids: Aids = NO_AIDS, revise: Any = None
+    ) -> Any:
+        rows = len(images) * (1 + bool((settings.scales(len(model.layout.groups)) != 1).any()))
+        window = min(ROWS[jax.default_backend()] // rows, settings.window)
+        fits = dataclasses.replace(settings, window=window)
+        sampler = plain if window < 2 else SAMPLERS["fixed_noise"].build(fits, model)
+        return sampler(model, condition, images, feed, aids=aids, revise=revise)
+
+    return sample
 
 
 class Trees(NamedTuple):
@@ -253,8 +277,11 @@ def build_sampler(section: Mapping[str, Any], seed: int, model: Model) -> Sample
     Raises:
       UserError: there is no such sampler, or it is not for this model.
     """
-    settings = sampler_settings(section, seed)
-    return SAMPLERS[section["name"]].build(settings, model)
+    settings, name = sampler_settings(section, seed), section["name"]
+    if settings.window:
+        return SAMPLERS[name].build(settings, model)
+    settings = dataclasses.replace(settings, window=min(WINDOW, model.spec.positions))
+    return as_wide_as_is_fast(settings, model) if name == "fixed_noise" else SAMPLERS[name].build(settings, model)
 
 
 def sampler_settings(section: Mapping[str, Any], seed: int) -> Settings:
@@ -262,7 +289,10 @@ def sampler_settings(section: Mapping[str, Any], seed: int) -> Settings:
     return build("sampler", dict.fromkeys(SAMPLERS, Settings), section, seed=seed)
 
 
-def asks(section: Mapping[str, Any]) -> frozenset[str]:
-    """Which `Aids` the sampler of a config section asks for."""
+def asks(section: Mapping[str, Any], spec: TokenSpec) -> frozenset[str]:
+    """Which `Aids` the sampler of a config section asks for, to draw such tokens."""
     entry = SAMPLERS[section["name"]]
+    never_wide = not isinstance(spec.shape, Grid) or ROWS[jax.default_backend()] < 4
+    if section["name"] == "fixed_noise" and not section["window"] and never_wide:
+        return frozenset()
     return entry.asks | (FIRST_DRAFTS[section["first_drafts"]].asks if entry.drafts_first else frozenset())

@@ -247,7 +247,7 @@ def section(name, **fields):
 
 @pytest.mark.parametrize("name", ["draft_model", "dyspec", "recycling"])
 def test_a_config_section_builds_them_and_known_tokens_stay(table, draft, name):
-    assert asks(section(name)) == ({"draft"} if name != "recycling" else set())
+    assert asks(section(name), TableModel().spec) == ({"draft"} if name != "recycling" else set())
     sample, given = build_sampler(section(name), 0, table), jnp.array([2, 0, 1, 1])
 
     def keep(state, log_p, positions):

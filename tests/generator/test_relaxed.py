@@ -291,8 +291,8 @@ def test_a_config_section_builds_them_and_known_tokens_stay(name):
     section = {"name": name, "temperature": 1.0, "top_k": 2, "top_p": 1.0, "guidance_scale": 2.0, "guidance_schedule":
                "constant", "guidance_interval": (0.0, 1.0), "window": 3, "first_drafts": "uniform", "relax": 0.9,
                "near": 1.0}  # fmt: skip
-    assert "codebook" in asks(section)
-    assert "codebook" not in asks({**section, "name": "jacobi"})
+    assert "codebook" in asks(section, model.spec)
+    assert "codebook" not in asks({**section, "name": "jacobi"}, model.spec)
     sample, labels, images = build_sampler(section, 0, model), jnp.zeros(64, jnp.int32), jnp.arange(64)
     given = jnp.array([3, 0, 2, 1])
 

@@ -44,7 +44,7 @@ def test_summary_holds_every_figure_within_its_range(workdir):
 
 def test_samples_are_in_the_layout_that_evaluators_read(workdir):
     (path,) = (workdir / "samples").glob("*.npz")
-    assert path.stem == "sequential-6"
+    assert path.stem == "fixed_noise-6"
     with np.load(path) as arrays:
         images, labels = arrays["arr_0"], arrays["arr_1"]
     assert images.dtype == np.uint8
@@ -55,7 +55,7 @@ def test_samples_are_in_the_layout_that_evaluators_read(workdir):
 
 def test_pictures_open_and_show_something(workdir):
     pictures = {str(path.relative_to(workdir)) for path in workdir.rglob("*.png")}
-    assert pictures >= {"loss.png", "samples/sequential-6.png", "eval/nearest-sequential-6.png",
+    assert pictures >= {"loss.png", "samples/fixed_noise-6.png", "eval/nearest-fixed_noise-6.png",
                         "eval/reconstructions-tokenizer-6.png"}  # fmt: skip
     for picture in pictures:
         with Image.open(workdir / picture) as image:
@@ -104,7 +104,7 @@ def test_lost_samples_come_back_the_same(workdir, tmp_path):
         shutil.copytree(workdir / name, copy / name)
     shutil.copy(workdir / "config.json", copy)
     sample.run(prepare(read_config(copy), copy, write=False), copy)
-    with np.load(copy / "samples/sequential-6.npz") as new, np.load(workdir / "samples/sequential-6.npz") as old:
+    with np.load(copy / "samples/fixed_noise-6.npz") as new, np.load(workdir / "samples/fixed_noise-6.npz") as old:
         np.testing.assert_array_equal(new["arr_0"], old["arr_0"])
         np.testing.assert_array_equal(new["arr_1"], old["arr_1"])
 

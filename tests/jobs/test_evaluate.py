@@ -29,7 +29,7 @@ SPEED = "images_per_second_sampling"
 def copy(workdir, tmp_path):
     """A trained workdir whose samples were never evaluated, but its tokenizer was."""
     folder = shutil.copytree(workdir, tmp_path / "w")
-    for path in (folder / "eval").glob("sequential-*"):
+    for path in (folder / "eval").glob("fixed_noise-*"):
         path.unlink()
     return folder
 
@@ -48,7 +48,7 @@ def command(folder, *options, devices=1):
 
 
 def test_a_record_says_what_moves_its_numbers(workdir):
-    record = read(workdir / "eval" / "sequential-6.json")
+    record = read(workdir / "eval" / "fixed_noise-6.json")
     settings = record["settings"]
     assert settings["step"] == 6
     assert settings["reference"]["count"] == 1442
@@ -106,32 +106,32 @@ def test_kill_and_eight_devices_change_no_number(copy, shared, tmp_path):
     killed = shutil.copytree(copy, tmp_path / "killed")
     line, environment = command(copy, *options)
     subprocess.run(line, env=environment, check=True, timeout=600)
-    (path,) = (copy / "eval").glob("sequential-*.json")
+    (path,) = (copy / "eval").glob("fixed_noise-*.json")
     undisturbed = read(path)
     assert undisturbed["metrics"].keys() >= {"fid_768", "kid_768", "precision_768", "sfid", "cfd", "tokenizer_rfid_768"}
     assert any(warning.startswith("fid_768: 32 samples are too few") for warning in undisturbed["warnings"])
 
     line, environment = command(killed, *options)
     process = subprocess.Popen(line, env=environment)
-    while not list((killed / "eval").glob("sequential-*/00001.npz")):
+    while not list((killed / "eval").glob("fixed_noise-*/00001.npz")):
         assert process.poll() is None, "it ended before it was killed"
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = {path: path.stat().st_mtime_ns for path in (killed / "eval").glob("sequential-*/*.npz")}
+    before = {path: path.stat().st_mtime_ns for path in (killed / "eval").glob("fixed_noise-*/*.npz")}
     assert 2 <= len(before) < 4
     again = subprocess.Popen(line, env=environment)
-    while not (killed / "eval" / "sequential-6.json").exists() and again.poll() is None:
+    while not (killed / "eval" / "fixed_noise-6.json").exists() and again.poll() is None:
         left = {path: path.stat().st_mtime_ns for path in before if path.exists()}
         assert left.items() <= before.items()
         time.sleep(0.2)
     assert again.wait() == 0
-    assert numbers(read(killed / "eval" / "sequential-6.json")) == numbers(undisturbed)
+    assert numbers(read(killed / "eval" / "fixed_noise-6.json")) == numbers(undisturbed)
 
     line, environment = command(other, *options, devices=8)
     environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")  # the reference is measured on eight devices as well
     subprocess.run(line, env=environment, check=True, timeout=600)
-    eight = numbers(read(other / "eval" / "sequential-6.json"))
+    eight = numbers(read(other / "eval" / "fixed_noise-6.json"))
     for name, value in numbers(undisturbed).items():
         assert eight[name] == pytest.approx(value, rel=1e-6, abs=1e-12), name
 
@@ -146,7 +146,7 @@ def test_two_processes_share_the_work_and_agree(copy, tmp_path):
                     "XDG_CACHE_HOME": str(tmp_path / "cache")}  # fmt: skip
     both = [subprocess.Popen(line, env={**environment, "JAX_PROCESS_ID": str(n)}) for n in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
-    found, alone = numbers(read(copy / "eval" / "sequential-6.json")), read(copy / "summary.json")
+    found, alone = numbers(read(copy / "eval" / "fixed_noise-6.json")), read(copy / "summary.json")
     assert found == {name: alone[name] for name in found}
 
 
@@ -155,7 +155,12 @@ def test_other_settings_make_another_record_and_the_same_make_none(copy, capsys)
     first = evaluate.run(config, copy)
     config.sampler.guidance_scale = 1.0
     second = evaluate.run(config, copy)
-    for name in ("sequential-6.json", "sequential-6-2.json", "nearest-sequential-6.png", "nearest-sequential-6-2.png"):
+    for name in (
+        "fixed_noise-6.json",
+        "fixed_noise-6-2.json",
+        "nearest-fixed_noise-6.png",
+        "nearest-fixed_noise-6-2.png",
+    ):
         assert (copy / "eval" / name).exists(), name
     assert first["cfd"] != second["cfd"]
     capsys.readouterr()
@@ -170,7 +175,7 @@ def test_an_older_checkpoint_can_be_judged(copy):
     config = read_config(copy)
     config.evaluation.step = 3
     evaluate.run(config, copy)
-    assert read(copy / "eval" / "sequential-3.json")["settings"]["step"] == 3
+    assert read(copy / "eval" / "fixed_noise-3.json")["settings"]["step"] == 3
     config.evaluation.step = 4
     with pytest.raises(UserError, match="no sound checkpoint of step 4"):
         evaluate.run(config, copy)
@@ -183,12 +188,12 @@ def test_follow_judges_each_checkpoint_as_it_appears(copy, monkeypatch):
     (checkpoints / "6").rename(waiting)
 
     def sleep(seconds):
-        assert [path.name for path in (copy / "eval").glob("sequential*.json")] == ["sequential-3.json"]
+        assert [path.name for path in (copy / "eval").glob("fixed_noise*.json")] == ["fixed_noise-3.json"]
         waiting.rename(checkpoints / "6")
 
     monkeypatch.setattr("jobs.evaluate.time.sleep", sleep)
     metrics = evaluate.run(config, copy)
-    assert metrics == read(copy / "eval" / "sequential-6.json")["metrics"]
+    assert metrics == read(copy / "eval" / "fixed_noise-6.json")["metrics"]
 
 
 @pytest.mark.parametrize("kind", ["test", "folder", "npz", "statistics"])
@@ -209,7 +214,7 @@ def test_every_kind_of_reference(copy, tmp_path, kind):
         "test": "test", "folder": f"{tmp_path}/f", "npz": f"{tmp_path}/i.npz", "statistics": f"{tmp_path}/s.npz",
     }[kind]  # fmt: skip
     metrics = evaluate.run(config, copy)
-    record = read(copy / "eval" / "sequential-6.json")
+    record = read(copy / "eval" / "fixed_noise-6.json")
     if kind == "statistics":
         assert record["settings"]["reference"]["count"] is None
         assert metrics["cfd"] > 0
@@ -246,7 +251,7 @@ def test_search_ranks_settings_and_judges_the_best_in_full(copy):
     assert tried == [(1.0, 0), (1.0, 4), (3.0, 0), (3.0, 4)]
     assert len({row["cfd"] for row in found["rows"]}) == 4
     assert found["best"] == min(found["rows"], key=lambda row: row["cfd"])
-    full = read(copy / "eval" / "sequential-6.json")
+    full = read(copy / "eval" / "fixed_noise-6.json")
     assert full["settings"]["evaluation"]["samples"] == 20
     assert full["settings"]["sampler"]["top_k"] == found["best"]["top_k"]
     assert found["final"] == full["metrics"]

@@ -300,7 +300,7 @@ def test_it_is_judged_without_tokens_and_trained_further(models, tmp_path):
         for name, value in {"steps": 2, "batch_size": 16, "learning_rate": 1e-12}.items()
     }, evaluation__samples=10, evaluation__batch_size=10, evaluation__heldout=20)  # fmt: skip
     evaluate.run(prepare(config, tmp_path, write=False), tmp_path)
-    record = json.loads((tmp_path / "eval" / "sequential-0.json").read_text())
+    record = json.loads((tmp_path / "eval" / "fixed_noise-0.json").read_text())
     assert "--job=extract" in record["missing"]["generator_loss_nats_per_token"]
     assert record["metrics"]["distinct_samples"] > 1
     train.run(config, tmp_path)

@@ -142,7 +142,7 @@ def test_newest_samples_are_shown_and_damaged_files_are_named(copy):
     np.savez_compressed(copy / "samples" / "packed-9.npz", arr_0=np.zeros((1, 2, 2, 1), np.uint8), arr_1=np.zeros(1))
     run = report.collect(read_config(copy), copy)
     assert len(run.evaluations) == 1
-    assert run.samples.source == "samples/sequential-6.npz"
+    assert run.samples.source == "samples/fixed_noise-6.npz"
     assert run.samples.settings["sampler.guidance_scale"] == read_config(copy).sampler.guidance_scale
     assert sorted(note.split()[0] for note in run.notes) == [
         "eval/list-6.json", "eval/other-6.json", "samples/damaged-9.npz", "samples/foreign-9.npz", "samples/packed-9.npz",
@@ -150,7 +150,7 @@ def test_newest_samples_are_shown_and_damaged_files_are_named(copy):
 
 
 def test_samples_lie_in_their_file_until_they_are_looked_at(copy):
-    path = copy / "samples" / "sequential-6.npz"
+    path = copy / "samples" / "fixed_noise-6.npz"
     images = report.collect(read_config(copy), copy).samples.images
     assert isinstance(images, np.memmap)
     np.testing.assert_array_equal(images, np.load(path)["arr_0"])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from generator.sampling import samplers
 from generator.sampling.first_drafts import FIRST_DRAFTS
 from jobs import train
 from jobs.conditions import asked_classes
@@ -93,6 +94,18 @@ def test_shared_noise_draws_the_sequential_samplers_images(forecast_workdir, all
         assert 16 / 5 <= samples.calls < 16
 
 
+def test_the_default_is_as_wide_as_its_batch_leaves_room_for(workdir, all_at_once, monkeypatch):
+    assert read_config(workdir).sampler.name == "fixed_noise"
+    assert all_at_once.calls == 16  # on a CPU: one a token
+    monkeypatch.setitem(samplers.ROWS, "cpu", 40)
+    sampler = Sampler(read_config(workdir), workdir)
+    for batch_size, slower in ((2, 8), (5, 16)):  # with guidance 10 and 4 drafts
+        found = sampler(LABELS, batch_size)
+        np.testing.assert_array_equal(found.ids, all_at_once.ids)
+        assert found.calls < slower
+    assert sampler(LABELS, 16).calls == 16
+
+
 @pytest.mark.parametrize(
     ("name", "window"),
     [
@@ -117,7 +130,7 @@ def test_rows_of_a_batch_know_nothing_of_one_another(workdir, name, window):
 def test_what_cannot_be_speculated_on_is_refused(workdir, scale_workdir):
     for folder, fields, said in (
         (workdir, {"window": 17}, "window 17 .* 16 tokens"),
-        (workdir, {"window": 0}, "window 0 .* 16 tokens"),
+        (workdir, {"window": -1}, "window -1 .* 16 tokens"),
         (workdir, {"first_drafts": "frequencies"}, "frequency"),
         (scale_workdir, {"window": 4}, "one after the other"),
     ):
