@@ -42,7 +42,8 @@ from evaluation.image_sets import read_split
 from evaluation.pictures import Acceptance, acceptance_curves, calls_and_quality
 from generator.generator import describe_generator
 from generator.sampling.calls import caller
-from generator.sampling.samplers import LOSSY, SAMPLERS, WINDOW, Settings
+from generator.sampling.samplers import LOSSY, SAMPLERS, WINDOW
+from generator.sampling.settings import Settings
 from jobs.conditions import asked_classes, need_classes
 from jobs.networks import find_classifier
 from jobs.sample import Sampler, Samples

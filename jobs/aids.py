@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from generator.forecast import describe_forecast
 from generator.sampling.first_drafts import Pairs
 from generator.sampling.interface import Aids
-from generator.sampling.samplers import asks
+from generator.sampling.samplers import asks, sampler_settings
 from input_pipeline.frequencies import FREQUENCIES, Frequencies
 from jobs.draft import open_draft
 from jobs.workdir import load
@@ -39,6 +39,7 @@ class AidsOf:
         self.weights: dict[str, str] = {}
         if "frequencies" in self.asked:
             self.frequencies = Frequencies(workdir / "tokens" / FREQUENCIES)
+            self.guidance = sampler_settings(config.sampler.to_dict(), config.seed).scales(spec.positions)
         if "pairs" in self.asked:
             self.params["pairs"] = Pairs(*(jnp.asarray(self.frequencies.log_pairs(side)) for side in Pairs._fields))
         if "forecast" in self.asked:
@@ -49,8 +50,8 @@ class AidsOf:
             self.draft, self.params["draft"], self.weights["draft"] = open_draft(config, spec, tokenizer)
 
     def of_rows(self, rows: Any) -> np.ndarray | None:
-        """What depends on the images that are asked for: log of the codes' frequencies, by their labels."""
-        return self.frequencies.log_shares(rows) if "frequencies" in self.asked else None
+        """What depends on the images that are asked for: log of the codes' frequencies, by their labels and the guidance."""
+        return self.frequencies.log_shares(rows, self.guidance) if "frequencies" in self.asked else None
 
     def __call__(self, params: Any, frequencies: jax.Array | None, decoder: Any) -> Aids:
         """In a program, of `params`, what `of_rows` gave, and the tokenizer."""

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from generator.sampling.calls import Caller
 from generator.sampling.distribution import draw
-from generator.sampling.interface import Model
+from generator.sampling.interface import Aids, Model
+from generator.sampling.settings import Settings
 from generator.sampling.siblings import noise_of, ranked
 from generator.sampling.trees import Drafter, Judged, Place, Rule, Tree
 from generator.sampling.walks import FIRST_DRAFT
@@ -139,3 +140,14 @@ def length_of(chains: int, nodes: int, codes: int) -> int:
             f"sampler.window {nodes}, of which one is the root, have room for."
         )
     return (nodes - 1) // chains
+
+
+def of_chains(settings: Settings, aids: Aids, rule: Rule) -> Chains:
+    """Chains of a draft model, by `draft_model`."""
+    length = length_of(settings.chains, settings.window, aids.draft.spec.sizes[0])
+    return Chains(aids.draft, settings.chains, length, rule)
+
+
+def refuse_chains(settings: Settings, model: Model) -> None:
+    """Raise UserError for chains that there is no room for."""
+    length_of(settings.chains, settings.window, model.spec.sizes[0])

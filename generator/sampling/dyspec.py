@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int
 from generator.sampling.calls import Caller
 from generator.sampling.distribution import draw
 from generator.sampling.draft_model import asked, fed
-from generator.sampling.interface import Model
+from generator.sampling.interface import Aids, Model
 from generator.sampling.rules import likelihood
+from generator.sampling.settings import Settings
 from generator.sampling.trees import Drafter, Judged, Place, Rule, Tree
 from generator.sampling.walks import FIRST_DRAFT
 
@@ -110,3 +111,8 @@ class DySpec(NamedTuple):
             return ask.settled(cache, judged.path.nodes, judged.path.positions(before))
 
         return Drafter(start, propose, carry, nodes, nodes)
+
+
+def of_dyspec(settings: Settings, aids: Aids, rule: Rule) -> DySpec:
+    """Trees of a draft model, by `dyspec`."""
+    return DySpec(aids.draft, settings.window, rule)

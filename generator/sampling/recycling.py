@@ -13,8 +13,10 @@ from jaxtyping import Array, Float, Int
 
 from generator.sampling.calls import Caller
 from generator.sampling.distribution import certain
+from generator.sampling.interface import Aids
+from generator.sampling.settings import Settings
 from generator.sampling.templates import Template
-from generator.sampling.trees import Drafter, Judged, Place, Tree
+from generator.sampling.trees import Drafter, Judged, Place, Rule, Tree
 
 
 class Recycling(NamedTuple):
@@ -61,3 +63,8 @@ def renewed(table: Int[Array, "B V k"], tokens: Int[Array, "B M"], log_p: Float[
     again = (tokens[:, :, None] == tokens[:, None, :]) & (index[:, None] < index)
     last = jnp.where(again.any(axis=2), table.shape[1], tokens)
     return table.at[jnp.arange(len(table))[:, None], last].set(best, mode="drop")
+
+
+def of_recycling(settings: Settings, aids: Aids, rule: Rule) -> Recycling:
+    """Trees of successors, by `recycling`."""
+    return Recycling(settings.template, rule.proposals)

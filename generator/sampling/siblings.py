@@ -16,10 +16,13 @@ from jaxtyping import Array, Float, Int
 
 from generator.sampling.calls import Caller
 from generator.sampling.distribution import draw
+from generator.sampling.interface import Aids, Model
 from generator.sampling.noise import Noise
+from generator.sampling.settings import Settings
 from generator.sampling.speculative import Drafts, FirstDrafts, Past, Seen, moved, refined
 from generator.sampling.templates import Template
-from generator.sampling.trees import Drafter, Judged, Place, Tree
+from generator.sampling.trees import Drafter, Judged, Place, Rule, Tree
+from models.errors import UserError
 from models.masks import ancestors
 from models.tokens import Grid
 
@@ -108,3 +111,16 @@ def fullest(judged: Judged, template: Template) -> jax.Array:
     known = jnp.take_along_axis(ancestors(judged.tree.parent), end[..., None], axis=1)
     at = template.depth == np.arange(template.levels)[:, None]
     return jnp.where(at, 1 + known, 0).argmax(axis=2)
+
+
+def of_siblings(settings: Settings, aids: Aids, rule: Rule) -> Siblings:
+    """Trees of sibling drafts, by `siblings`."""
+    return Siblings(settings.template, settings.drafts(aids), rule.proposals)
+
+
+def refuse_branches(settings: Settings, model: Model) -> None:
+    """Raise UserError for more siblings than there are codes."""
+    if not 1 <= len(settings.branches) <= model.spec.sizes[0]:
+        raise UserError(
+            f"sampler.branches has {len(settings.branches)} shares, which is not within 1 and the {model.spec.sizes[0]} codes."
+        )

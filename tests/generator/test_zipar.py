@@ -188,5 +188,5 @@ def test_what_has_no_rows_in_order_is_refused(make):
             build_sampler(section, 0, model)
     with pytest.raises(UserError, match="raster"):
         build_sampler(section, 0, make(layout="scales").sampling_generator)
-    with pytest.raises(UserError, match="window 0"):
-        build_sampler({**section, "window": 0}, 0, make().sampling_generator)
+    with pytest.raises(UserError, match="window -1"):
+        build_sampler({**section, "window": -1}, 0, make().sampling_generator)

@@ -32,6 +32,19 @@ def test_shares_are_those_counted_one_by_one(tmp_path, monkeypatch, pending):
     np.testing.assert_allclose(np.exp(found).sum(-1), 1, atol=1e-5)
 
 
+def test_guidance_moves_a_class_half_as_far_away_from_all(tmp_path):
+    count_codes(tmp_path / "f.npz", batches(), CODES, WIDTH)
+    labels, scales = np.array([1, 0]), np.linspace(1, 4, POSITIONS)
+    found = Frequencies(tmp_path / "f.npz").log_shares(labels, scales)
+    ids = np.concatenate([batch["ids"][..., 0] for batch in batches()])
+    for position, scale in enumerate(scales):
+        every = np.log((np.bincount(ids[:, position], minlength=CODES) + PRIOR / CODES) / (len(ids) + PRIOR))
+        of_class = by_hand(batches())[labels, position]
+        moved = of_class + (scale - 1) / 2 * (of_class - every)
+        moved -= np.log(np.exp(moved).sum(-1, keepdims=True))
+        np.testing.assert_allclose(found[:, position], moved, atol=1e-5)
+
+
 @pytest.mark.parametrize(("side", "distance"), [("left", 1), ("above", WIDTH)])
 def test_pairs_are_those_counted_one_by_one(tmp_path, side, distance):
     count_codes(tmp_path / "f.npz", batches(), CODES, WIDTH)
