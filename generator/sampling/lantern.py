@@ -24,14 +24,13 @@ from generator.sampling.rules import likelihood, residual
 from generator.sampling.speculative import Drafts, Method, Verdict
 
 
-def lantern(codebook: Float[Array, "V C"] | None, *, relax: float, near: float, leave_out: bool = False) -> Method:
+def lantern(codebook: Float[Array, "V C"] | None, *, relax: float, near: float) -> Method:
     """The lossy method for a tokenizer's codes.
 
     Args:
       codebook: the vector of each code.
       relax: the bound on p(A): delta if it is below 1, else lambda = relax - 1, as in the public code; 0 and 1 are exact.
       near: k as a share of the codes, rounded up; 0 is exact. The papers' 1000 of 16384 are 0.06.
-      leave_out: the k neighbours from what replaces a draft, as in the public code; then neither 0 nor 1 is exact.
     """
     # Ranked once, before the loop.
     table = nearest(checked("lantern", codebook, relax, near), near)
@@ -39,9 +38,8 @@ def lantern(codebook: Float[Array, "V C"] | None, *, relax: float, near: float, 
     def verify(log_p: jax.Array, drafts: Drafts, noise: Noise) -> Verdict:
         neighbours = table[drafts.tokens]
         ratio = relaxed_ratio(log_p, drafts.log_q, drafts.tokens, neighbours, relax)
-        left = residual(log_p, drafts.log_q)
-        left = far_from(left, neighbours) if leave_out else left
-        return Verdict(jnp.log(noise.uniform(ACCEPT)) < ratio, draw(left, noise.fresh(log_p.shape[-1], REPLACE)))
+        instead = draw(residual(log_p, drafts.log_q), noise.fresh(log_p.shape[-1], REPLACE))
+        return Verdict(jnp.log(noise.uniform(ACCEPT)) < ratio, instead)
 
     return GUMBEL._replace(verify=verify)
 
@@ -59,9 +57,3 @@ def relaxed_ratio(
     sums = jnp.cumsum(jnp.exp(jnp.take_along_axis(log_p, neighbours, axis=-1)), axis=-1)
     moved = jnp.where(sums <= bound[..., None], sums, 0).max(axis=-1, initial=0)
     return jnp.logaddexp(own, jnp.log(moved)) - drafted
-
-
-def far_from(log_left: Float[Array, "*B V"], neighbours: Int[Array, "*B k"]) -> Float[Array, "*B V"]:
-    """Log of what may replace tokens without their neighbours; with them where nothing else is left."""
-    far = jnp.put_along_axis(log_left, neighbours, -jnp.inf, axis=-1, inplace=False)
-    return jnp.where(far.max(axis=-1, keepdims=True) > -jnp.inf, far, log_left)

@@ -14,7 +14,7 @@ from generator.sampling.first_drafts import FIRST_DRAFTS
 from generator.sampling.gsd import cluster_ratio, gsd
 from generator.sampling.interface import Aids
 from generator.sampling.jacobi import GUMBEL
-from generator.sampling.lantern import far_from, lantern, relaxed_ratio
+from generator.sampling.lantern import lantern, relaxed_ratio
 from generator.sampling.rules import residual
 from generator.sampling.samplers import asks, build_sampler
 from generator.sampling.speculative import speculative
@@ -88,6 +88,12 @@ def rule(log_p, log_q, drafts, codes, relax, near, leave_out):
         return ratio, far_from(left, neighbours) if leave_out else left
 
     return run(log_p, log_q)
+
+
+def far_from(log_left, neighbours):
+    """Log of what may replace tokens without their neighbours, as in the public code; with them where nothing else is left."""
+    far = jnp.put_along_axis(log_left, neighbours, -jnp.inf, axis=-1, inplace=False)
+    return jnp.where(far.max(axis=-1, keepdims=True) > -jnp.inf, far, log_left)
 
 
 def near_mass(p, q, codes, relax, near):
