@@ -41,7 +41,7 @@ def asked(model, labels):
 def seen_by(ask, ids, first):
     """A call of all tokens, of which a window is looked at."""
     everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    hidden, _ = ask(ask.cache(), jnp.roll(ids, 1, axis=1), everywhere)
+    hidden = jax.jit(lambda ids: ask(ask.cache(), jnp.roll(ids, 1, axis=1), everywhere)[0])(ids)
     window = ask.both(first[:, None] + jnp.arange(WINDOW))
     return Seen(first, ids, jnp.take_along_axis(hidden, window[..., None], axis=1))
 
@@ -101,10 +101,11 @@ def test_what_is_learned_brings_drafts_nearer_and_changes_no_token(case, heads):
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, metrics
 
-    before = learner.heldout(params["forecast"], batch, **learner.frozen)
+    heldout = jax.jit(learner.heldout)
+    before = heldout(params["forecast"], batch, **learner.frozen)
     for number in range(150):
         params, state, _ = step(params, state, learner.frozen, jax.random.key(number))
-    after = learner.heldout(params["forecast"], batch, **learner.frozen)
+    after = heldout(params["forecast"], batch, **learner.frozen)
     assert after["loss"] < 0.8 * before["loss"]
     assert after["next"] < after["next_stale"]
 
