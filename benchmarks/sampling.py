@@ -19,6 +19,7 @@ neither says is the workdir's. Prints a table, with --json a line of JSON a sett
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import re
@@ -308,9 +309,8 @@ def parse() -> tuple[Any, dict[str, Any]]:
     return options, fields
 
 
-def main() -> None:
-    """The command."""
-    options, fields = parse()
+def compare(options: Any, fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of all settings and methods; writes the pictures."""
     workdir = Path(options.workdir)
     config = prepare(complete(read_config(workdir), base.get_config()), workdir, write=False)
     need_classes(config, "benchmark")
@@ -355,6 +355,14 @@ def main() -> None:
         calls_and_quality(options.plot, {name: list(group) for name, group in itertools.groupby(rows, setting_of)})
     if options.acceptance and gained:
         acceptance_curves(options.acceptance, gained)
+    return rows
+
+
+def main() -> None:
+    """The command."""
+    options, fields = parse()
+    with contextlib.redirect_stdout(sys.stderr):  # progress
+        rows = compare(options, fields)
     print("\n".join(map(json.dumps, rows)) if options.json else table(rows))
 
 
