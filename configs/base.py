@@ -185,9 +185,11 @@ def get_config() -> ConfigDict:
                     "samples": 5000,  # images a setting; the best one is then evaluated in full
                 },
             },
-            "mesh": {
-                "data": -1,  # devices over which batches are split; -1: all that are left
-                "fsdp": 1,  # devices over which parameters are split as well
+            "mesh": {  # devices; one of the sizes may be -1: all that are left
+                "data": 1,  # over which batches are split
+                "fsdp": -1,  # over which batches are split and parameters as well
+                "tensor": 1,  # over which heads, hidden widths and vocabularies are split
+                "sequence": 1,  # over which the slots of the sequence are split
             },
         }
     )

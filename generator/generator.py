@@ -136,8 +136,8 @@ class Generator(nnx.Module):
             return x + self.positions(slots), None
         return x, rotary_table(of_slots(self.layout.position, slots), self.head_dim, self.nowhere)
 
-    def outputs(self, inputs: Inputs, condition: Condition, *, key: jax.Array | None = None) -> Float[Array, "B N V"]:
-        """The head's outputs for every token, each slot fed with the truth before it; `key` turns dropout on."""
+    def states(self, inputs: Inputs, condition: Condition, *, key: jax.Array | None = None) -> Float[Array, "B N D"]:
+        """What the head is asked with of every token, each slot fed with the truth before it; `key` turns dropout on."""
         layout = self.layout
         known = [self.start(condition), take_slots(self.embed(inputs), layout.source[layout.conditions :])]
         keys = (None, None) if key is None else jax.random.split(key)
@@ -145,7 +145,7 @@ class Generator(nnx.Module):
         x, table = self.place(constrain(x, ("batch", "sequence", None)), np.arange(layout.slots))
         visibility = self.condition.visibility(condition, layout.visibility)
         hidden = self.transformer(x, table, visibility, self.vector(condition), key=keys[1])
-        return self.head(take_slots(hidden, layout.predicting))
+        return take_slots(hidden, layout.predicting)
 
     def vector(self, condition: Condition) -> Float[Array, "B D"] | None:
         """The condition as what adaptive norms follow."""
@@ -158,7 +158,7 @@ class Generator(nnx.Module):
           inputs: what the layout is fed with: the tokens' ids (B, N, K), or the tokenizer's `scale_inputs` of them.
           condition: what is asked for.
         """
-        return self.outputs(inputs, condition)
+        return self.head(self.states(inputs, condition))
 
     def loss(
         self,
@@ -181,12 +181,11 @@ class Generator(nnx.Module):
         if key is not None:
             condition_key, key = jax.random.split(key)
             condition = self.condition.drop(condition, condition_key)
-        outputs = self.outputs(inputs, condition, key=key)
+        losses, hits = self.head.loss(self.states(inputs, condition, key=key), ids)
         own = self.layout.weight[self.layout.predicting]
-        losses = self.head.loss(outputs, ids).mean(axis=0) * own
-        loss = (losses if weight is None else losses * weight).sum() / own.sum()
-        hits = (outputs.argmax(axis=-1) == ids[..., 0]).mean()
-        return loss, {"loss": loss, "token_accuracy": hits}
+        weighted = losses.mean(axis=0) * own
+        loss = (weighted if weight is None else weighted * weight).sum() / own.sum()
+        return loss, {"loss": loss, "token_accuracy": hits.mean()}
 
     def init_cache(self, batch: int, slots: int | None = None) -> list[Cache]:
         """An empty cache for the first slots of the layout, or all; it may grow (`models.transformer.grown`)."""

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from generator.cross_entropy import cross_entropy
 from models.layers import Linear
 
 
@@ -15,18 +16,19 @@ class Categorical(nnx.Module):
     """One softmax over the V codes, from float32 logits; zero weights at first, so that the loss starts at ln V."""
 
     def __init__(self, width: int, sizes: tuple[int, ...], *, bias: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        (size,) = sizes  # factorised codes need a head of their own
+        (self.size,) = sizes  # factorised codes need a head of their own
         self.projection = Linear(
-            width, size, ("embed", "vocab"), bias=bias, init=nnx.initializers.zeros, dtype=dtype, rngs=rngs
+            width, self.size, ("embed", "vocab"), bias=bias, init=nnx.initializers.zeros, dtype=dtype, rngs=rngs
         )
 
     def __call__(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return self.projection(hidden).astype(jnp.float32)
 
-    def loss(self, outputs: Float[Array, "B T V"], targets: Int[Array, "B T 1"]) -> Float[Array, "B T"]:
-        """Cross-entropy in nats of every slot."""
-        target_logits = jnp.take_along_axis(outputs, targets, axis=-1)[..., 0]
-        return jax.nn.logsumexp(outputs, axis=-1) - target_logits
+    def loss(
+        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T 1"]
+    ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+        """Cross-entropy in nats of every slot, and whether its target is the most likely code."""
+        return cross_entropy(self, hidden, targets[..., 0], self.size)
 
     def log_probs(self, outputs: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
         """Normalised log-probabilities."""

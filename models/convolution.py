@@ -1,5 +1,7 @@
 """Convolutional blocks of the VQGAN family (arXiv:2012.09841), channels last, with LlamaGen's exact paddings."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,6 +10,14 @@ from jaxtyping import Array, Float
 
 from models import masks
 from models.attention import attention
+from models.sharding import gathered
+
+KERNEL = (None, None, "channels_in", "channels_out")
+
+
+def convolve(x: jax.Array, kernel: jax.Array, *args: Any, **fields: Any) -> jax.Array:
+    """The convolution, of a kernel that may lie on several devices."""
+    return jax.lax.conv_general_dilated(x, gathered(kernel, KERNEL), *args, **fields)
 
 
 def convolution(inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int | None = None,
@@ -16,8 +26,7 @@ def convolution(inputs: int, outputs: int, size: int, *, stride: int = 1, paddin
     pad = size // 2 if padding is None else padding
     return nnx.Conv(
         inputs, outputs, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), use_bias=bias, dtype=dtype,
-        kernel_metadata={"axes": (None, None, "channels_in", "channels_out")}, bias_metadata={"axes": ("norm",)},
-        rngs=rngs,
+        kernel_metadata={"axes": KERNEL}, bias_metadata={"axes": ("norm",)}, conv_general_dilated=convolve, rngs=rngs,
     )  # fmt: skip
 
 

@@ -1,12 +1,15 @@
 """Dense layers, normalisation, dropout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from models.sharding import gathered, splits
 
 Initializer = Callable[..., jax.Array]
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # what arithmetic runs in; parameters are float32
@@ -28,15 +31,33 @@ class Linear(nnx.Module):
     ):
         self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs)), axes=axes)
         self.bias = nnx.Param(jnp.zeros(outputs), axes=axes[1:]) if bias else None
-        self.dtype = dtype
+        self.axes, self.dtype = axes, dtype
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        # Two-dimensional, because XLA's CPU back end leaves its fast path for products that contract several axes,
-        # as the kernel's gradient would.
-        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ self.kernel[...].astype(self.dtype)
-        if self.bias is not None:
-            rows += self.bias[...].astype(self.dtype)
-        return rows.reshape(*x.shape[:-1], -1)
+        return self.product(x, self.kernel[...], None if self.bias is None else self.bias[...])
+
+    def parts(self, x: Float[Array, "*B I"], widths: Sequence[int]) -> list[Float[Array, "*B _"]]:
+        """The product as several, one beside the other, of these widths.
+
+        Devices that share the columns share them of each part: cut out of the whole product, a part would lie on some of them.
+        """
+        ends = np.cumsum(widths)[:-1]
+        if self.axes[1] is None or not splits(self.axes[1]):
+            return jnp.split(self(x), ends, axis=-1)
+        kernels = jnp.split(self.kernel[...], ends, axis=1)
+        biases = [None] * len(kernels) if self.bias is None else jnp.split(self.bias[...], ends)
+        return [self.product(x, kernel, bias) for kernel, bias in zip(kernels, biases, strict=True)]
+
+    def product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        """x @ kernel + bias, for the whole or some of its columns."""
+        x, kernel = x.astype(self.dtype), gathered(kernel.astype(self.dtype), self.axes)
+        if splits("sequence"):
+            y = x @ kernel
+        else:
+            # Two-dimensional, because XLA's CPU back end leaves its fast path for products that contract several axes,
+            # as the kernel's gradient would.
+            y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+        return y if bias is None else y + bias.astype(self.dtype)
 
 
 class Embedding(nnx.Module):
@@ -47,7 +68,7 @@ class Embedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-        return self.table[...].astype(self.dtype)[ids]
+        return gathered(self.table[...].astype(self.dtype), ("vocab", "embed"))[ids]
 
 
 class RMSNorm(nnx.Module):

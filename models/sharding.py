@@ -1,10 +1,12 @@
 """The one table from logical axes to mesh axes; no other file names a mesh axis.
 
-Every array's dimensions have logical names: parameters carry them as metadata, activations say them in `constrain`. A
-batch is split over all devices; a parameter over `fsdp`, along its `embed` or `channels_out` dimension, and gathered where
-it is used (fully sharded data parallelism). What does not divide stays whole.
+Every array's dimensions have logical names: parameters carry them as metadata, activations say them in `constrain`. By
+default a batch is split over all devices, and parameters over the same devices, to be gathered where they are used (fully
+sharded data parallelism). `tensor` splits heads, hidden widths and vocabularies, `sequence` the slots of the sequence. What
+does not divide stays whole.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,19 +16,24 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from models.errors import UserError
 
-RULES: dict[str, tuple[str, ...]] = {
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+RULES: dict[str | None, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "sequence": ("sequence",),
     "embed": ("fsdp",),
     "channels_out": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    **dict.fromkeys(("channels_in", "codes", "layers", "norm", "slots", None), ()),
 }
-WHOLE = {"sequence", "vocab", "heads", "mlp", "norm", "layers", "codes", "channels_in", "slots", None}
-MESH_AXES = ("data", "fsdp")
+GATHERED = "fsdp"  # the mesh axis over which parameters lie at rest alone
 
 LogicalAxes = Sequence[str | None]
 
 
 def make_mesh(config: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices, or these, from {"data": n, "fsdp": m}; -1 takes what is left.
+    """A mesh over all devices, or these, from a size for each of `MESH_AXES`; -1 takes what is left.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
@@ -44,22 +51,25 @@ def make_mesh(config: Mapping[str, int], devices: Sequence[jax.Device] | None = 
 
 def local_mesh() -> Mesh:
     """This process's own devices: for work that processes share out among themselves."""
-    return make_mesh({"data": -1, "fsdp": 1}, jax.local_devices())
+    return make_mesh({**dict.fromkeys(MESH_AXES, 1), "data": -1}, jax.local_devices())
 
 
 def partition_spec(shape: Sequence[int], axes: LogicalAxes, mesh_shape: Mapping[str, int]) -> PartitionSpec:
-    """Where an array of this shape and these logical axes lies; a mesh axis is used once, a dimension must divide."""
+    """Where an array of this shape and these logical axes lies; a dimension that does not divide stays whole.
+
+    Raises:
+      ValueError: an axis is not in the table, or two dimensions ask for one mesh axis.
+    """
     used: set[str] = set()
     entries: list[tuple[str, ...] | None] = []
     for size, axis in zip(shape, axes, strict=True):
-        if axis not in RULES and axis not in WHOLE:
+        if axis not in RULES:
             raise ValueError(f"logical axis {axis!r} is not in models/sharding.py")
-        names = tuple(name for name in RULES.get(axis or "", ()) if name not in used)
-        if names and size % math.prod(mesh_shape[name] for name in names) == 0:
-            used.update(names)
-            entries.append(names)
-        else:
-            entries.append(None)
+        names = RULES[axis]
+        if used & set(names):
+            raise ValueError(f"logical axes {tuple(axes)} ask twice for the mesh axis {min(used & set(names))!r}")
+        used.update(names)
+        entries.append(names if names and size % math.prod(mesh_shape[name] for name in names) == 0 else None)
     while entries and entries[-1] is None:  # P("data") and P("data", None) mean the same but compare unequal
         entries.pop()
     return PartitionSpec(*entries)
@@ -87,3 +97,30 @@ def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, axes, dict(mesh.shape)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(parameter: jax.Array, axes: LogicalAxes) -> jax.Array:
+    """A parameter as products use it: whole over `fsdp`; its gradient is summed to where the parameter lies."""
+    return constrain(parameter, [None if GATHERED in RULES[axis] else axis for axis in axes])
+
+
+gathered.defvjp(
+    lambda parameter, axes: (gathered(parameter, axes), None),
+    lambda axes, _, gradient: (constrain(gradient, axes),),
+)
+
+
+def pieces(shape: Sequence[int], axes: LogicalAxes) -> int:
+    """Into how many pieces the mesh in context splits an array of this shape and these logical axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    place = NamedSharding(mesh, partition_spec(shape, axes, dict(mesh.shape)))
+    return math.prod(shape) // math.prod(place.shard_shape(tuple(shape)))
+
+
+def splits(axis: str) -> bool:
+    """Whether the mesh in context splits dimensions of this logical axis, where they divide."""
+    mesh = jax.sharding.get_abstract_mesh().shape
+    return any(mesh.get(name, 1) > 1 for name in RULES[axis])

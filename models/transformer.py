@@ -99,12 +99,13 @@ class SwiGLU(nnx.Module):
 
     def __init__(self, of: Architecture, *, rngs: nnx.Rngs):
         # Gate and up share one product, as do query, key and value below.
+        self.mlp = of.mlp
         self.gate_up = of.linear(of.width, 2 * of.mlp, ("embed", "mlp"), rngs=rngs)
         self.out = of.linear(of.mlp, of.width, ("mlp", "embed"), factor=of.init_residual, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
-        return self.out(jax.nn.silu(gate) * up)
+        gate, up = self.gate_up.parts(x, [self.mlp] * 2)
+        return self.out(constrain(jax.nn.silu(gate) * up, ("batch", "sequence", "mlp")))
 
 
 class GELU(nnx.Module):
@@ -115,7 +116,7 @@ class GELU(nnx.Module):
         self.out = of.linear(of.mlp, of.width, ("mlp", "embed"), factor=of.init_residual, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.out(jax.nn.gelu(self.up(x), approximate=True))
+        return self.out(constrain(jax.nn.gelu(self.up(x), approximate=True), ("batch", "sequence", "mlp")))
 
 
 MLPS: dict[str, Callable[..., nnx.Module]] = {"swiglu": SwiGLU, "gelu": GELU}
@@ -155,7 +156,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (B, T, heads, head width), keys and values (B, heads, T, head width)."""
         of, (B, T, _) = self.of, x.shape
-        q, k, v = jnp.split(self.qkv(x), [of.width, of.width + of.kv_heads * of.head_dim], axis=-1)
+        q, k, v = self.qkv.parts(x, [of.width, of.kv_heads * of.head_dim, of.kv_heads * of.head_dim])
         if self.q_bias is not None and self.v_bias is not None:
             q, v = q + self.q_bias[...].astype(q.dtype), v + self.v_bias[...].astype(v.dtype)
         q, k, v = q.reshape(B, T, of.heads, -1), k.reshape(B, T, of.kv_heads, -1), v.reshape(B, T, of.kv_heads, -1)
@@ -166,7 +167,8 @@ class Block(nnx.Module):
             q, k = unit(q) * scale[:, None].astype(q.dtype), unit(k)
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
-        return q, k.swapaxes(1, 2), v.swapaxes(1, 2)
+        k, v = (constrain(x.swapaxes(1, 2), ("batch", "heads", None, None)) for x in (k, v))
+        return constrain(q, ("batch", "sequence", "heads", None)), k, v
 
     def __call__(
         self,

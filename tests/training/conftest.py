@@ -71,7 +71,7 @@ def config():
 
 @pytest.fixture
 def mesh():
-    return sharding.make_mesh({"data": -1, "fsdp": 1})
+    return sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1})
 
 
 @pytest.fixture
