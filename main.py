@@ -31,6 +31,7 @@ flags.DEFINE_bool("follow", None, "evaluate: wait for a training's checkpoints a
 flags.DEFINE_string("features", None, "sample: an npz of captions' features, for a generator of captions.")
 flags.DEFINE_string("edit", None, "sample: an image of which a part is painted anew.")
 flags.DEFINE_string("mask", None, "sample: an image of its size, white where it is painted anew.")
+flags.DEFINE_bool("profile", False, "train: write a trace of five steps of each stage to W/<stage>/trace.")
 flags.DEFINE_string("source", "", "import, export: whose checkpoints, llamagen or var.")
 flags.DEFINE_list("input", [], "import: FILE[,FILE], of a tokenizer, a generator, or both; verify: a folder.")
 flags.DEFINE_list("output", [], "export: FILE[,FILE] to write, tokenizer and generator.")
@@ -88,6 +89,8 @@ def further(job: str) -> dict[str, Any]:
         if len(flags.FLAGS.input) != 1:
             raise UserError("--job=verify needs --input=DIR, a folder of reference outputs.")
         return {"folder": Path(flags.FLAGS.input[0])}
+    if job == "train":
+        return {"profile": flags.FLAGS.profile}
     if job not in ("import", "export"):
         return {}
     if flags.FLAGS.workdir is None:

@@ -141,6 +141,7 @@ class ForecastLearner:
     ):
         self.description, self.generator, self.caller, self.window = description, generator, caller, window
         self.players = {"forecast": self.loss}
+        self.tokens = generator.merge(generator.shapes).spec.positions  # of an image
         self.axes = {"forecast": description.axes}
         self.frozen = {"generator": params}  # parameters that losses see and nobody trains
         self.statistics_axes: Params = {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from generator.generator import describe_generator
 from jobs.workdir import load
 from models.errors import UserError
+from models.modules import Description, Params
 from tokenizer.quantizers.multi_scale import MultiScaleQuantizer
 from tokenizer.tokenizer import Tokenizer, describe_tokenizer, token_spec
 
@@ -62,14 +63,28 @@ FEEDS: dict[str, Callable[[Tokenizer], Any]] = {
 }
 
 
-def training_feed(config: ConfigDict, workdir: Path) -> Callable[[jax.Array], jax.Array]:
-    """ids -> what feeds the config's generator under teacher forcing, by the workdir's tokenizer as it was trained."""
+class TrainingFeed(NamedTuple):
+    """What feeds a generator under teacher forcing: `feed(ids, **frozen)`."""
+
+    feed: Callable[..., jax.Array]
+    frozen: dict[str, Params]
+
+
+def training_feed(config: ConfigDict, workdir: Path) -> TrainingFeed:
+    """Of the config's generator, by the workdir's tokenizer as it was trained."""
     tokenizer = describe_tokenizer(config)
     generator = describe_generator(config, token_spec(tokenizer), scan_layers=True)
     layout = generator.merge(generator.shapes).layout
     if layout.feed == "tokens":
-        return lambda ids: ids
-    params, _ = load(
-        "tokenizer", tokenizer, workdir
-    )  # of which a program's constants are what it uses: codebook and phi
-    return lambda ids: FEEDS[layout.feed](tokenizer.merge(params)).whole(ids)
+        return TrainingFeed(lambda ids: ids, {})
+    params, _ = load("tokenizer", tokenizer, workdir)
+    return by_codes(tokenizer, layout.feed, params)
+
+
+def by_codes(tokenizer: Description[Tokenizer], feed: str, params: Params) -> TrainingFeed:
+    """A feed that asks the tokenizer's quantizer, whose parameters alone are kept."""
+
+    def inputs(ids: jax.Array, quantizer: Params) -> jax.Array:
+        return FEEDS[feed](tokenizer.merge({**tokenizer.shapes, "quantizer": quantizer})).whole(ids)
+
+    return TrainingFeed(inputs, {"quantizer": params["quantizer"]})

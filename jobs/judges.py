@@ -203,7 +203,8 @@ def heldout_loss(config: ConfigDict, workdir: Path, step: int) -> float:
     description = describe_generator(config, spec, scan_layers=True)
     params, _ = load("generator", description, workdir, step)
     mesh = sharding.local_mesh()
-    evaluate = make_evaluation(GeneratorLearner(description, training_feed(config, workdir)), mesh)
+    learner = GeneratorLearner(description, *training_feed(config, workdir))
+    evaluate = make_evaluation(learner, sharding.place_whole(learner.frozen, mesh), mesh)
     size = config.evaluation.batch_size
     batches = token_batches(
         workdir / "tokens" / "test", batch_size=size + -size % mesh.size, seed=0, repeat=False, whole=True

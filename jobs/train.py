@@ -31,15 +31,15 @@ Heldout = Callable[[], Iterable[Any]]
 HELDOUT = 32  # batches that forecasts are judged with, each of two calls of the generator
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """W/tokenizer, W/tokens, W/generator, W/forecast."""
+def run(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
+    """W/tokenizer, W/tokens, W/generator, W/forecast; with `profile`, a trace of a few steps of each."""
     for stage in config.stages:
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
         section = config.training[stage].to_dict()
         learner, dataset, heldout = STAGES[stage](config, workdir, section)
         mesh = sharding.make_mesh(config.mesh.to_dict())
-        train(learner, dataset, heldout, section, workdir / stage, mesh=mesh, seed=config.seed)
+        train(learner, dataset, heldout, section, workdir / stage, mesh=mesh, seed=config.seed, profile=profile)
 
 
 def tokenizer_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Any, Heldout]:
@@ -62,7 +62,7 @@ def generator_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any
     description = describe_generator(config, spec, scan_layers=True)
     layout = description.merge(description.shapes).layout
     weight = progressive(layout, steps=section["steps"], warmup=section["warmup_steps"], **config.objective)
-    learner = GeneratorLearner(description, training_feed(config, workdir), weight)
+    learner = GeneratorLearner(description, *training_feed(config, workdir), weight)
     return learner, *token_data(config, workdir, section)
 
 

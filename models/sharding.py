@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from models.errors import UserError
@@ -91,6 +92,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def place_whole(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process has, on every device of all processes."""
+
+    def place(leaf: Any) -> jax.Array:
+        value = np.asarray(leaf)
+        return jax.make_array_from_callback(value.shape, replicated(mesh), lambda index: value[index])
+
+    return jax.tree.map(place, tree)
+
+
 def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
     """Tell the compiler where an activation lies; without a mesh in context it is left alone."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -101,13 +112,19 @@ def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(parameter: jax.Array, axes: LogicalAxes) -> jax.Array:
-    """A parameter as products use it: whole over `fsdp`; its gradient is summed to where the parameter lies."""
-    return constrain(parameter, [None if GATHERED in RULES[axis] else axis for axis in axes])
+    """A parameter as products use it: whole over `fsdp`; its gradient is brought to where the parameter lies."""
+    return constrain(parameter, in_use(axes))
+
+
+def in_use(axes: LogicalAxes) -> LogicalAxes:
+    """The axes over which a parameter is still split where it is used."""
+    return tuple(None if GATHERED in RULES[axis] else axis for axis in axes)
 
 
 gathered.defvjp(
     lambda parameter, axes: (gathered(parameter, axes), None),
-    lambda axes, _, gradient: (constrain(gradient, axes),),
+    # Asked for the last form at once, jax 0.10's partitioner gives wrong gradients on some meshes (fsdp 2, tensor 4).
+    lambda axes, _, gradient: (constrain(constrain(gradient, in_use(axes)), axes),),
 )
 
 

@@ -48,6 +48,7 @@ class TokenizerLearner:
 
     stage = "tokenizer"
     unit = "reconstruction_loss"  # the metric that curves and progress bars show
+    tokens = 0  # the loss is of pixels
 
     def __init__(self, description: Description[Tokenizer], losses: Losses, image_channels: int):
         self.description, self.losses = description, losses

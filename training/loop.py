@@ -24,8 +24,10 @@ from models.files import write_text
 from models.modules import parameter_count
 from models.progress import Progress
 from training.checkpoints import Checkpoints
+from training.goodput import Goodput
 from training.metrics import MetricsLog
 from training.step import Batch, State, first_player, make_init, make_step, place_batch, state_shardings
+from training.trace import Trace
 
 
 def train(
@@ -37,6 +39,7 @@ def train(
     *,
     mesh: Mesh,
     seed: int,
+    profile: bool = False,
 ) -> None:
     """Train a stage to its last step, or go on with it.
 
@@ -48,11 +51,13 @@ def train(
       directory: W/<stage>, for checkpoints and metrics.
       mesh: from `models.sharding.make_mesh`.
       seed: of the run.
+      profile: write a trace of a few steps.
 
     Raises:
       UserError: the loss or a gradient is not finite; the batch does not divide; a checkpoint is of another config.
       Stopped: SIGTERM arrived; the state is saved.
     """
+    goodput = Goodput(images=config["batch_size"], tokens=learner.tokens)
     steps, batch_size = config["steps"], config["batch_size"]
     check_batch(batch_size, config["accumulate"], mesh)
 
@@ -82,9 +87,14 @@ def train(
         return
 
     # ---- the step
-    step_function = compile_step(learner, config, places, mesh, seed)
-    evaluate = make_evaluation(learner, mesh)
-    log = MetricsLog(directory, done)
+    frozen = sharding.place_whole(learner.frozen, mesh)
+    step_function = compile_step(learner, frozen, config, places, mesh, seed)
+    evaluate = make_evaluation(learner, frozen, mesh)
+    log, trace, started = (
+        MetricsLog(directory, done),
+        Trace(directory / "trace" if profile else None, steps - done),
+        done,
+    )
     describe_parameters(learner, shapes, directory)
     if found is not None:
         print(f"{learner.stage}: going on at step {done} of {steps}")
@@ -100,45 +110,55 @@ def train(
         nonlocal pending
         if pending is None:
             return
-        number, metrics = pending[0], {name: float(value) for name, value in jax.device_get(pending[1]).items()}
-        pending = None
+        with goodput.of("step"):
+            number, metrics = pending[0], {name: float(value) for name, value in jax.device_get(pending[1]).items()}
+        pending, goodput.steps = None, goodput.steps + 1
         check_finite(learner.stage, number, metrics, checkpoints)
         if number % config["log_every"] == 0 or number == steps:
-            log.write(number, metrics)
+            log.write(number, metrics | goodput.speed())
         progress.update(number, **{learner.unit: metrics[learner.unit]})
 
     with Termination() as termination:
         try:
             while done < steps:
-                batch = next(batches)
-                with jax.transfer_guard("disallow"):
+                with goodput.of("data"):
+                    batch = next(batches)
+                trace.before(done - started)
+                with goodput.of("compile" if done == started else "step"), jax.transfer_guard("disallow"):
                     state, metrics = step_function(state, place_batch(batch, mesh))
+                trace.after(done - started, metrics)
                 done += 1
                 read_pending()
                 pending = (done, metrics)
                 stop = termination.requested or checkpoints.preempted(done)
                 if done == steps or done % config["save_every"] == 0 or stop:
                     read_pending()  # never save what is not finite
-                    results = evaluate(state["ema"], heldout())
+                    with goodput.of("evaluation"):
+                        results = evaluate(state["ema"], heldout())
                     check_finite(learner.stage, done, results, checkpoints)
-                    log.write(done, results)
-                    save(results)
+                    with goodput.of("save"):
+                        save(results)
+                    log.write(done, results | (goodput.shares() if done == steps or stop else {}))
                 if stop and done < steps:
                     raise Stopped(f"{learner.stage}: stopped and saved at step {done} of {steps}")
         finally:
+            trace.close()
             progress.close()
-            checkpoints.close()
+            with goodput.of("save"):
+                checkpoints.close()
             log.close()
+            print(f"{learner.stage}: {goodput}")
 
 
-def compile_step(learner: Any, config: Mapping[str, Any], places: State, mesh: Mesh, seed: int) -> Callable[..., Any]:
+def compile_step(
+    learner: Any, frozen: Any, config: Mapping[str, Any], places: State, mesh: Mesh, seed: int
+) -> Callable[..., Any]:
     """The jitted step with pinned shardings and a donated state; traced under the mesh."""
     whole = sharding.replicated(mesh)
     step = jax.jit(
         make_step(learner, config, seed), in_shardings=(places, sharding.batch_sharding(mesh), whole),
         out_shardings=(places, whole), donate_argnums=0,
     )  # fmt: skip
-    frozen = jax.device_put(learner.frozen, whole)
 
     def call(state: State, batch: Batch) -> tuple[State, Batch]:
         with jax.set_mesh(mesh):
@@ -148,9 +168,9 @@ def compile_step(learner: Any, config: Mapping[str, Any], places: State, mesh: M
     return call
 
 
-def make_evaluation(learner: Any, mesh: Mesh) -> Callable[[Any, Iterable[Batch]], dict[str, float]]:
+def make_evaluation(learner: Any, frozen: Any, mesh: Mesh) -> Callable[[Any, Iterable[Batch]], dict[str, float]]:
     """(averaged parameters, held-out batches) -> the learner's held-out metrics, mean over the images, as heldout/..."""
-    evaluate, frozen = jax.jit(learner.heldout), jax.device_put(learner.frozen, sharding.replicated(mesh))
+    evaluate = jax.jit(learner.heldout)
 
     def run(params: Any, heldout: Iterable[Batch]) -> dict[str, float]:
         total: dict[str, float] = {}

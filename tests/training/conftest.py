@@ -88,13 +88,13 @@ def tokenizer_learner(config):
 def train_generator(config, mesh, tmp_path):
     """Train the tiny generator in tmp_path/generator; keyword arguments change the training section."""
 
-    def run(dataset=None, generator=None, **fields):
+    def run(dataset=None, generator=None, profile=False, **fields):
         changed = tiny_config()
         changed.generator.update(generator or {})
         changed.training.generator.update(fields)
         return train(
             make_generator_learner(changed), dataset or token_dataset(), heldout_tokens,
-            changed.training.generator.to_dict(), tmp_path / "generator", mesh=mesh, seed=0,
+            changed.training.generator.to_dict(), tmp_path / "generator", mesh=mesh, seed=0, profile=profile,
         )  # fmt: skip
 
     return run

@@ -18,6 +18,12 @@ def steps(directory):
     return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
 
 
+def learned(directory):
+    """The lines of metrics.jsonl without what the clock says."""
+    rows = read_metrics(directory / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.startswith(("speed/", "goodput/"))} for row in rows]
+
+
 def contents(directory, step):
     """Checksums and place in the data of a checkpoint: equal if and only if the runs are."""
     folder = directory / "checkpoints" / str(step)
@@ -30,7 +36,7 @@ def test_finished_run_resumes_bit_for_bit_after_its_newest_checkpoint_is_damaged
     first = train_generator()
     directory = tmp_path / "generator"
     wanted = contents(directory, 6)
-    before = read_metrics(directory / "metrics.jsonl")
+    before = learned(directory)
     newest = directory / "checkpoints" / "6"
     file = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -40,7 +46,7 @@ def test_finished_run_resumes_bit_for_bit_after_its_newest_checkpoint_is_damaged
     assert first == second
     assert contents(directory, 6) == wanted
     assert 6 in steps(directory)
-    assert read_metrics(directory / "metrics.jsonl") == before
+    assert learned(directory) == before
 
 
 def test_longer_run_is_the_shorter_one_gone_on(train_generator, tmp_path):
@@ -94,6 +100,23 @@ def test_metrics_are_written_for_every_step_once_and_tensorboard_reads_them(trai
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose([event.value for event in events.Scalars("loss")],
                                [row["loss"] for row in rows if "loss" in row], rtol=1e-6)  # fmt: skip
+
+
+def test_log_says_how_fast_steps_are_and_at_the_end_where_the_time_went(train_generator, tmp_path, capsys):
+    train_generator(batch_size=8)
+    rows = read_metrics(tmp_path / "generator" / "metrics.jsonl")
+    for row in (row for row in rows if "loss" in row):
+        assert row["speed/tokens"] == pytest.approx(64 * row["speed/images"])
+        assert row["speed/images"] > 0
+        assert 0 <= row["speed/data_wait"] <= 1
+        assert row["speed/memory_gib"] > 0.05
+    *_, last = (row for row in rows if "heldout/loss" in row)
+    shares = {name: value for name, value in last.items() if name.startswith("goodput/")}
+    seconds = shares.pop("goodput/seconds")
+    assert set(shares) == {f"goodput/{kind}" for kind in ("step", "compile", "data", "evaluation", "save")}
+    assert 0 < sum(shares.values()) < 1
+    assert seconds > 0
+    assert "goodput" in capsys.readouterr().out
 
 
 def test_resumed_log_drops_later_lines_and_a_line_cut_short(tmp_path):

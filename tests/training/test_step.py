@@ -95,7 +95,7 @@ def test_step_compiles_once_and_nothing_is_transferred_in_it(request, config, me
     places = state_shardings(learner, section, jax.eval_shape(init, jax.random.key(0)), mesh)
     with jax.set_mesh(mesh):
         state = jax.jit(init, out_shardings=places)(jax.random.key(0))
-    step = compile_step(learner, section, places, mesh, 0)
+    step = compile_step(learner, {}, section, places, mesh, 0)
     losses = []
     for _ in range(50):
         with jax.transfer_guard("disallow"):
@@ -113,7 +113,7 @@ def test_step_donates_its_state(generator_learner, config, mesh, batch):
     init = make_init(generator_learner, section)
     places = state_shardings(generator_learner, section, jax.eval_shape(init, jax.random.key(0)), mesh)
     state = jax.jit(init, out_shardings=places)(jax.random.key(0))
-    compile_step(generator_learner, section, places, mesh, 0)(state, place_batch(batch, mesh))
+    compile_step(generator_learner, {}, section, places, mesh, 0)(state, place_batch(batch, mesh))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state["params"]))
 
 
