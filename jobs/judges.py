@@ -205,7 +205,5 @@ def heldout_loss(config: ConfigDict, workdir: Path, step: int) -> float:
     mesh = sharding.local_mesh()
     evaluate = make_evaluation(GeneratorLearner(description, training_feed(config, workdir)), mesh)
     size = config.evaluation.batch_size
-    batches = token_batches(
-        workdir / "tokens" / "test", batch_size=size + -size % mesh.size, seed=0, repeat=False, whole=True
-    )
+    batches = token_batches(workdir / "tokens" / "test", batch_size=size + -size % mesh.size, seed=0, repeat=False)
     return evaluate(params, batches)["heldout/loss"]
