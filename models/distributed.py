@@ -25,6 +25,7 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 FLAGS = ("--coordinator", "--processes", "--process")
 LONG = 7 * 24 * 3600  # seconds that one process may work while the others wait for it
 SHORT = 5  # seconds in which processes that end for the same reason meet
+_joined = threading.Event()
 _moments = itertools.count()  # barriers have names, each used once; all processes count alike
 
 
@@ -137,6 +138,7 @@ def join(flags: tuple[str | None, int | None, int | None], timeout: int) -> None
     if failure:
         line = str(failure[0]).strip().splitlines()[0]
         raise UserError(f"the processes cannot join at {address}: {line}")
+    _joined.set()
     if jax.process_index():  # what all of them would say is said by the first
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -196,8 +198,9 @@ def leave(code: int) -> NoReturn:
     """
     if not several():
         sys.exit(code)
-    with contextlib.suppress(Exception):
-        wait(SHORT)  # where all fail alike, each may say so before process 0, whom jax needs, is gone
+    if _joined.is_set():
+        with contextlib.suppress(Exception):
+            wait(SHORT)  # where all fail alike, each may say so before process 0, whom jax needs, is gone
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
