@@ -192,12 +192,11 @@ def agreed(value: bool) -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with an exit code; of several, without waiting long for others that may wait for this one.
+    """End this process now, with an exit code.
 
-    jax would wait for all of them before it ends. Those that this one left are aborted by jax, and the launcher sees the code.
+    Of several processes, jax's own end would wait for others that wait for this one; those are aborted by jax, and the
+    launcher sees the code. Of one, nothing that its threads still have to say comes after the reason.
     """
-    if not several():
-        sys.exit(code)
     if _joined.is_set():
         with contextlib.suppress(Exception):
             wait(SHORT)  # where all fail alike, each may say so before process 0, whom jax needs, is gone

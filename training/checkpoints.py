@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Checkpoints:
     ):  # fmt: skip
         self.directory, self.readers, self.read_only = Path(directory).absolute(), readers, read_only
         self.fingerprint = jax.jit(fingerprint)
+        logging.get_absl_logger().addFilter(not_raised_elsewhere)
         # To read with: the manager would have all processes wait for one that fails to.
         self.trees, self.json = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
         if read_only:
@@ -127,7 +129,7 @@ class Checkpoints:
             damaged.append(step)
             logging.warning("checkpoint %s/%d is damaged and skipped: %s", self.directory, step,
                             problem or "another process cannot read it")  # fmt: skip
-        if damaged and batches is not None:
+        if damaged and batches is not None and not self.read_only:
             self.set_aside(damaged)
         return None if step < 0 else (step, trees)
 
@@ -239,6 +241,11 @@ class Checkpoints:
         with self.written():
             self.manager.wait_until_finished()
         self.manager.close()
+
+
+def not_raised_elsewhere(record: LogRecord) -> bool:
+    """Whether to log this: not the traces of Orbax's threads, whose errors are raised where the threads are waited for."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
