@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         job = flags.FLAGS.job
         if job not in JOBS:
             raise unknown("job", job, JOBS)
-        workdir = Path(flags.FLAGS.workdir or default_workdir())
+        workdir = local(flags.FLAGS.workdir or default_workdir())
         # jax is imported only once the command line is right
         if job not in ALONE:
             given = flags.FLAGS
@@ -114,6 +114,15 @@ def experiment(name: str) -> str:
     """What --config names, in words that hold in any folder: from this file's folder on, or, elsewhere, from the root on."""
     path, colon, argument = name.partition(":")
     return f"{Path(path).resolve()}{colon}{argument}".removeprefix(f"{ROOT}/")
+
+
+def local(workdir: str) -> Path:
+    """A folder that the file system knows."""
+    if "://" in workdir:
+        raise UserError(
+            f"--workdir={workdir} is no folder; mount the bucket, and give the folder that it is mounted at."
+        )
+    return Path(workdir)
 
 
 def default_workdir() -> str:
