@@ -209,8 +209,8 @@ class Checkpoints:
         self.manager.reload()
 
     def latest(self) -> int | None:
-        """Newest step on disk."""
-        return max(steps_on_disk(self.directory), default=None)
+        """Newest step that is on disk, or will be when this is closed."""
+        return max(steps_on_disk(self.directory), default=None) if self.read_only else self.manager.latest_step()
 
     def preempted(self, step: int) -> bool:
         """Whether the machines' owner wants them back, agreed upon by all hosts."""
@@ -226,11 +226,8 @@ class Checkpoints:
             if not (reason or isinstance(error, OSError)):
                 raise
             why = os.strerror(int(reason[1])) if reason else error.strerror  # type: ignore[attr-defined]
-            kept = (
-                "no checkpoint before it"
-                if self.latest() is None
-                else f"the last good checkpoint is step {self.latest()}"
-            )
+            whole = steps_on_disk(self.directory)
+            kept = f"the last good checkpoint is step {whole[-1]}" if whole else "there is none before it"
             raise UserError(f"a checkpoint cannot be written to {self.directory} ({why}); {kept}. Make room, then the same "
                             "command goes on from there.") from error  # fmt: skip
 
