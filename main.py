@@ -6,21 +6,23 @@ Without arguments it runs the demo. A job on an existing workdir needs no --conf
 """
 
 import importlib
-import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from models import distributed
 from models.errors import Failed, Stopped, UserError, unknown
 from models.process import use_huge_pages
 
 JOBS = ("demo", "train", "extract", "sample", "evaluate", "search", "report", "import", "export", "verify")
 SHORT = {"reference": "evaluation.reference", "follow": "evaluation.follow", "features": "sample.features",
          "edit": "sample.edit", "mask": "sample.mask"}  # flags that stand for config fields  # fmt: skip
+ALONE = ("search", "report", "import", "export", "verify")  # of one process, wherever they are started
 MODULES = {"import": "import_"}  # of the jobs whose name is a keyword
 ROOT = Path(__file__).resolve().parent
 DEMO = str(ROOT / "configs" / "digits.py")
@@ -35,6 +37,10 @@ flags.DEFINE_bool("profile", False, "train: write a trace of five steps of each 
 flags.DEFINE_string("source", "", "import, export: whose checkpoints, llamagen or var.")
 flags.DEFINE_list("input", [], "import: FILE[,FILE], of a tokenizer, a generator, or both; verify: a folder.")
 flags.DEFINE_list("output", [], "export: FILE[,FILE] to write, tokenizer and generator.")
+flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT of process 0, where no cluster says it.")
+flags.DEFINE_integer("processes", None, "Their number.")
+flags.DEFINE_integer("process", None, "This one's, from 0.")
+flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for them.", lower_bound=1)
 flags.DEFINE_string("job", "demo", f"What to do: {', '.join(JOBS)}.")
 
 
@@ -46,17 +52,25 @@ def main(argv: list[str]) -> None:
         job = flags.FLAGS.job
         if job not in JOBS:
             raise unknown("job", job, JOBS)
-        workdir = Path(flags.FLAGS.workdir or default_workdir())
+        workdir = local(flags.FLAGS.workdir or default_workdir())
         # jax is imported only once the command line is right
+        if job not in ALONE:
+            given = flags.FLAGS
+            distributed.join((given.coordinator, given.processes, given.process), given.join_timeout)
         module = importlib.import_module(f"jobs.{MODULES.get(job, job)}")
-        initialise_distributed()
-        module.run(choose_config(job, workdir), workdir, **further(job))
+        config = distributed.first(lambda: choose_config(job, workdir))
+        module.run(config, workdir, **further(job))
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on")
     except Failed:
-        sys.exit(1)
+        distributed.leave(1)
     except UserError as error:
         fail(error)
+    except Exception:
+        if not distributed.several():
+            raise
+        traceback.print_exc()
+        distributed.leave(1)
 
 
 def choose_config(job: str, workdir: Path) -> ConfigDict:
@@ -105,27 +119,19 @@ def experiment(name: str) -> str:
     return f"{Path(path).resolve()}{colon}{argument}".removeprefix(f"{ROOT}/")
 
 
+def local(workdir: str) -> Path:
+    """A folder that the file system knows."""
+    if "://" in workdir:
+        raise UserError(
+            f"--workdir={workdir} is no folder; mount the bucket, and give the folder that it is mounted at."
+        )
+    return Path(workdir)
+
+
 def default_workdir() -> str:
     """runs/digits for configs/digits.py, runs/llamagen-size=B for configs/llamagen.py:size=B."""
     path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     return str(Path("runs") / re.sub(r"[^\w.=,-]", "_", f"{Path(path).stem}{argument and '-'}{argument}"))
-
-
-def initialise_distributed() -> None:
-    """Join the other hosts where the environment (TPU pod, SLURM, Open MPI, JAX_COORDINATOR_ADDRESS) describes several."""
-    import jax
-
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address:
-        jax.distributed.initialize(
-            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-        )  # fmt: skip
-    elif (
-        (int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in os.environ)
-        or int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
-        or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    ):  # fmt: skip
-        jax.distributed.initialize()
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -153,7 +159,7 @@ def parse(argv: list[str]) -> list[str]:
 def fail(error: UserError) -> NoReturn:
     """Say what was wrong and exit."""
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    distributed.leave(2)
 
 
 if __name__ == "__main__":

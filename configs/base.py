@@ -25,6 +25,7 @@ def stage(**fields) -> ConfigDict:
             "log_every": 10,  # steps between lines of metrics.jsonl
             "save_every": 1000,  # steps between checkpoints, each with an evaluation on held-out examples
             "keep_last": 2,  # newest checkpoints that are kept
+            "keep_every": 0,  # and those of every multiple of so many steps; 0: none
             "keep_best": 1,  # and those with the lowest held-out loss
         }
         | fields

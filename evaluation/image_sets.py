@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from input_pipeline.pipeline import augmentation, middle, reader
+from input_pipeline.pipeline import augmentation, middle, reading
 from input_pipeline.sources import SUFFIXES, CorruptImage, decode, open_source
 from input_pipeline.transforms import center_crop, to_channels
 from models.errors import UserError
@@ -135,7 +135,7 @@ def read_split(data: Any, split: str, most: int, *, augment: int | None = None) 
       {"image": uint8 (N, resolution, resolution, channels), "label": int32 (N,)}.
     """
     source = open_source(data, split)
-    read, square, augmented = reader(source, data.corrupt_limit), middle(data), augmentation(data)
+    read, square, augmented = reading(source, data.corrupt_limit), middle(data), augmentation(data)
 
     def prepare(i: int) -> dict[str, Any] | None:
         record = read(i)

@@ -1,13 +1,13 @@
-"""Batches of images: every process reads, augments and stacks its own share of the dataset."""
+"""Batches of images: every reader decodes, augments and stacks its own share of the dataset."""
 
 import logging
 import os
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
-import jax
 import numpy as np
 
 from input_pipeline.sources import CorruptImage, Source, open_source
@@ -16,11 +16,19 @@ from models.errors import UserError
 
 # Handing a record from thread to thread takes about as long as reading and resizing a small one that lies in memory.
 SMALL = 64
+ALL = (0, 1)  # the one reader of everything
 AT_ONCE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
 def image_batches(
-    data: Any, split: str, *, batch_size: int, seed: int, augment: bool, repeat: bool, whole: bool = False
+    data: Any,
+    split: str,
+    *,
+    batch_size: int,
+    seed: int,
+    augment: bool,
+    repeat: bool,
+    reader: tuple[int, int] = ALL,
 ) -> grain.IterDataset:
     """Batches {"image": float32 (B, resolution, resolution, channels) in [-1, 1], "label": int32 (B,)}, numpy arrays.
 
@@ -29,14 +37,14 @@ def image_batches(
     Args:
       data: the config's `data` section: `name`, `path`, `classes` (see `open_source`); `resolution` in pixels;
         `channels`, 1 or 3; `crop_scale`, `shift` (pixels) and `flip` for `augment`; `corrupt_limit`, the number of
-        unreadable images that a process skips with a warning before the next one is an error.
+        unreadable images that a reader skips with a warning before the next one is an error.
       split: "train" or "test".
-      batch_size: B, images a process.
-      seed: decides the order and the augmentation of every epoch, whatever the number of processes.
+      batch_size: B, images a reader.
+      seed: decides the order and the augmentation of every epoch, whatever the number of readers.
       augment: crop (where `crop_scale` is not (1, 1)), shift and flip at random; otherwise cut the middle square.
       repeat: go on forever, in a new order every epoch; otherwise pass once and in order, so that the last batch may be
-        smaller and one process may have one batch more than another.
-      whole: every process gets all images, not its share.
+        smaller and one reader may have one batch more than another.
+      reader: (index, count) of who reads; see `process_batches`.
 
     Raises:
       UserError: what `open_source` raises, or a field of `data` is out of its range; the iterator raises it too, for a
@@ -46,34 +54,67 @@ def image_batches(
     records = grain.MapDataset.range(len(source)).seed(seed)
     if repeat:
         records = records.shuffle().repeat(None)
-    records = records.map(reader(source, data.corrupt_limit))
+    records = records.map(reading(source, data.corrupt_limit))
     records = records.random_map(augmentation(data)) if augment else records.map(middle(data))
     ahead = not source.in_memory or data.resolution > SMALL
-    return process_batches(records, batch_size, drop_remainder=repeat, ahead=ahead, whole=whole).map(_normalised)
+    return process_batches(records, batch_size, drop_remainder=repeat, ahead=ahead, reader=reader).map(_normalised)
 
 
 def process_batches(
-    records: grain.MapDataset, batch_size: int, *, drop_remainder: bool, ahead: bool = True, whole: bool = False
+    records: grain.MapDataset,
+    batch_size: int,
+    *,
+    drop_remainder: bool,
+    ahead: bool = True,
+    reader: tuple[int, int] = ALL,
 ) -> grain.IterDataset:
-    """Stacked batches of this process's share of the records; records that are None are left out.
+    """Stacked batches of one reader's share of the records; records that are None are left out.
 
-    Shuffling and random maps belong before this: the share is taken of the final order, so that no two processes draw
-    the same random numbers, and one process or many see the same images.
+    Shuffling and random maps belong before this: the share is taken of the final order, so that no two readers draw
+    the same random numbers. The readers' batches one below the other are the batch that a single reader would have,
+    as long as no record was left out.
 
     Args:
-      records: what to batch, in the order of all processes together.
-      batch_size: B, records a process.
+      records: what to batch, in the order of all readers together.
+      batch_size: B, records a reader.
       drop_remainder: whether a smaller last batch is left out.
       ahead: read in threads, before the batch is asked for.
-      whole: every process gets all records, not its share.
+      reader: (index, count): whose share, of how many (`models.sharding.reader_of` in training); (0, 1) is all.
     """
-    share = records if whole else records[jax.process_index() :: jax.process_count()]
+    share = records if reader == ALL else shared(records, batch_size, reader)
     # Two batches ahead, but Grain counts the waiting records whenever it hands one out: a long queue is a slow one.
     threads = grain.ReadOptions(num_threads=min(os.cpu_count() or 1, 16), prefetch_buffer_size=min(2 * batch_size, 256))
     return share.to_iter_dataset(threads if ahead else AT_ONCE).batch(batch_size, drop_remainder=drop_remainder)
 
 
-def reader(source: Source, corrupt_limit: int) -> Callable[[int], dict[str, Any] | None]:
+def shared(records: grain.MapDataset, batch_size: int, reader: tuple[int, int]) -> grain.MapDataset:
+    """Of every `count * batch_size` records, those from `index * batch_size` on."""
+    index, count = reader
+    whole, rest = divmod(len(records), count * batch_size)
+    own = min(whole * batch_size + min(max(rest - index * batch_size, 0), batch_size), sys.maxsize)
+
+    def record(i: int) -> Any:
+        batch, row = divmod(i, batch_size)
+        return records[(batch * count + index) * batch_size + row]
+
+    return grain.MapDataset.range(own).map(record)
+
+
+def records_read(state: Mapping[str, Any]) -> int:
+    """How many records of its share a reader had taken, those left out included, when its iterator was in this state."""
+    return int(state["next_index"])
+
+
+def state_after(records: int, readers: int) -> dict[str, Any]:
+    """The state of every reader's iterator when all of them together have taken so many records.
+
+    They stand at the start of a batch, unless corrupt records were left out before: then the readers took unequal shares,
+    and up to a batch of records may be seen again, or not in this epoch.
+    """
+    return {"next_index": records // readers}
+
+
+def reading(source: Source, corrupt_limit: int) -> Callable[[int], dict[str, Any] | None]:
     """Record i of the source, or None where its image is corrupt and no more than the limit have been."""
     corrupt: set[str] = set()
     lock = threading.Lock()

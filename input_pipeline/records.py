@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from input_pipeline.pipeline import process_batches
+from input_pipeline.pipeline import ALL, process_batches
 from models.errors import UserError
 
 MANIFEST, RECORDS = "manifest.json", "tokens.array_record"
@@ -85,16 +85,16 @@ def token_records(directory: str | Path) -> grain.MapDataset:
 
 
 def token_batches(
-    directory: str | Path, *, batch_size: int, seed: int, repeat: bool, whole: bool = False
+    directory: str | Path, *, batch_size: int, seed: int, repeat: bool, reader: tuple[int, int] = ALL
 ) -> grain.IterDataset:
-    """Batches {"ids": int32 (B, T, K), "label": int32 (B,)} of this process's share, or of all, numpy arrays.
+    """Batches {"ids": int32 (B, T, K), "label": int32 (B,)} of a reader's share, numpy arrays.
 
-    `batch_size`, `seed`, `repeat` and the iterators' state are as in `image_batches`; raises as `token_records` does.
+    `batch_size`, `seed`, `repeat`, `reader` and the iterators' state are as in `image_batches`; raises as `token_records` does.
     """
     records = token_records(directory)
     if repeat:
         records = records.seed(seed).shuffle().repeat(None)
-    return process_batches(records, batch_size, drop_remainder=repeat, whole=whole)
+    return process_batches(records, batch_size, drop_remainder=repeat, reader=reader)
 
 
 def _row_dtype(manifest: Mapping[str, Any]) -> np.dtype:

@@ -13,6 +13,7 @@ from input_pipeline.pipeline import image_batches
 from input_pipeline.records import read_manifest, token_batches, write_tokens
 from input_pipeline.sources import open_source
 from jobs.workdir import load
+from models import distributed
 from models.errors import UserError
 from models.progress import Progress
 from models.tokens import Grid
@@ -21,7 +22,12 @@ from training.step import checksum
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Extract what is missing.
+    """Extract what is missing; of several processes the first does, while the others wait."""
+    distributed.first(lambda: extract(config, workdir))
+
+
+def extract(config: ConfigDict, workdir: Path) -> None:
+    """Tokens of both splits, and the codes' frequencies.
 
     Raises:
       UserError: tokens are there, but another tokenizer or another dataset made them.
@@ -39,7 +45,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     encode = jax.jit(lambda params, images: description.merge(params).encode(images).ids)
 
     def batches(split: str, copies: int) -> Iterator[dict[str, Any]]:
-        total = copies * -(-len(open_source(config.data, split)) // jax.process_count())
+        total = copies * len(open_source(config.data, split))
         progress, done = Progress(f"extract {split}", total), 0
         for copy in range(copies):
             images = image_batches(
@@ -71,6 +77,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def count_frequencies(directory: Path, codes: int, width: int) -> None:
     """Of the training images' codes, where they are not counted yet."""
     path = directory / FREQUENCIES
-    if not path.exists() and not jax.process_index():
-        batches = token_batches(directory / "train", batch_size=1024, seed=0, repeat=False, whole=True)
+    if not path.exists():
+        batches = token_batches(directory / "train", batch_size=1024, seed=0, repeat=False)
         count_codes(path, batches, codes, width)

@@ -206,7 +206,5 @@ def heldout_loss(config: ConfigDict, workdir: Path, step: int) -> float:
     learner = GeneratorLearner(description, *training_feed(config, workdir))
     evaluate = make_evaluation(learner, sharding.place_whole(learner.frozen, mesh), mesh)
     size = config.evaluation.batch_size
-    batches = token_batches(
-        workdir / "tokens" / "test", batch_size=size + -size % mesh.size, seed=0, repeat=False, whole=True
-    )
+    batches = token_batches(workdir / "tokens" / "test", batch_size=size + -size % mesh.size, seed=0, repeat=False)
     return evaluate(params, batches)["heldout/loss"]

@@ -25,36 +25,45 @@ from models import sharding
 from models.errors import unknown
 from tokenizer.learner import Losses, TokenizerLearner
 from tokenizer.tokenizer import describe_tokenizer, token_spec
-from training.loop import train
+from training.loop import check_batch, train
 
+Reader = tuple[int, int]  # models.sharding.reader_of
 Heldout = Callable[[], Iterable[Any]]
 HELDOUT = 32  # batches that forecasts are judged with, each of two calls of the generator
 
 
 def run(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
     """W/tokenizer, W/tokens, W/generator, W/forecast; with `profile`, a trace of a few steps of each."""
+    mesh = sharding.make_mesh(config.mesh.to_dict())
     for stage in config.stages:
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
+        check_batch(config.training[stage].batch_size, config.training[stage].accumulate, mesh)
+    for stage in config.stages:
         section = config.training[stage].to_dict()
-        learner, dataset, heldout = STAGES[stage](config, workdir, section)
-        mesh = sharding.make_mesh(config.mesh.to_dict())
+        learner, dataset, heldout = STAGES[stage](config, workdir, section, sharding.reader_of(mesh))
         train(learner, dataset, heldout, section, workdir / stage, mesh=mesh, seed=config.seed, profile=profile)
 
 
-def tokenizer_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Any, Heldout]:
+def tokenizer_stage(
+    config: ConfigDict, workdir: Path, section: Mapping[str, Any], reader: Reader
+) -> tuple[Any, Any, Heldout]:
     """Images."""
     learner = TokenizerLearner(describe_tokenizer(config), Losses(**config.losses), config.data.channels)
-    share = section["batch_size"] // jax.process_count()
-    dataset = image_batches(config.data, "train", batch_size=share, seed=config.seed, augment=True, repeat=True)
+    size = section["batch_size"]
+    dataset = image_batches(
+        config.data, "train", batch_size=size // reader[1], seed=config.seed, augment=True, repeat=True, reader=reader
+    )
 
     def heldout() -> grain.IterDataset:
-        return image_batches(config.data, "test", batch_size=share, seed=0, augment=False, repeat=False)
+        return image_batches(config.data, "test", batch_size=size, seed=0, augment=False, repeat=False)
 
     return learner, dataset, heldout
 
 
-def generator_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Any, Heldout]:
+def generator_stage(
+    config: ConfigDict, workdir: Path, section: Mapping[str, Any], reader: Reader
+) -> tuple[Any, Any, Heldout]:
     """Tokens, extracted first if they are not there."""
     need_classes(config, "train")
     extract.run(config, workdir)
@@ -63,10 +72,12 @@ def generator_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any
     layout = description.merge(description.shapes).layout
     weight = progressive(layout, steps=section["steps"], warmup=section["warmup_steps"], **config.objective)
     learner = GeneratorLearner(description, *training_feed(config, workdir), weight)
-    return learner, *token_data(config, workdir, section)
+    return learner, *token_data(config, workdir, section, reader)
 
 
-def forecast_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Any, Heldout]:
+def forecast_stage(
+    config: ConfigDict, workdir: Path, section: Mapping[str, Any], reader: Reader
+) -> tuple[Any, Any, Heldout]:
     """Forecasting heads of the trained generator, for drafts of the config's sampler."""
     need_classes(config, "train")
     spec = token_spec(describe_tokenizer(config))
@@ -80,17 +91,19 @@ def forecast_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]
 
     frozen = sampling_params(params, config.generator.depth)
     learner = ForecastLearner(description, generator, frozen, asked, config.sampler.window or WINDOW)
-    dataset, heldout = token_data(config, workdir, section)
+    dataset, heldout = token_data(config, workdir, section, reader)
     return learner, dataset, lambda: itertools.islice(heldout(), HELDOUT)
 
 
-def token_data(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Heldout]:
-    """Extracted tokens, for training and held-out ones."""
-    share = section["batch_size"] // jax.process_count()
-    dataset = token_batches(workdir / "tokens" / "train", batch_size=share, seed=config.seed, repeat=True)
+def token_data(config: ConfigDict, workdir: Path, section: Mapping[str, Any], reader: Reader) -> tuple[Any, Heldout]:
+    """Extracted tokens: a reader's share for training, and all held-out ones."""
+    size = section["batch_size"]
+    dataset = token_batches(
+        workdir / "tokens" / "train", batch_size=size // reader[1], seed=config.seed, repeat=True, reader=reader
+    )
 
     def heldout() -> grain.IterDataset:
-        return token_batches(workdir / "tokens" / "test", batch_size=share, seed=0, repeat=False)
+        return token_batches(workdir / "tokens" / "test", batch_size=size, seed=0, repeat=False)
 
     return dataset, heldout
 

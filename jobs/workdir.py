@@ -24,7 +24,7 @@ NEWEST = -1  # among the steps of the checkpoints
 # What may differ between two commands on one workdir; all else decides what its files hold.
 FREE = (*SECTIONS, "experiment", "stages", "data.path", "data.corrupt_limit")
 FREE_IN_TRAINING = ("steps", "learning_rate", "schedule", "warmup_steps", "final_share", "clip_norm",
-                    "log_every", "save_every", "keep_last", "keep_best")  # fmt: skip
+                    "log_every", "save_every", "keep_last", "keep_every", "keep_best")  # fmt: skip
 
 
 def prepare(config: ConfigDict, workdir: Path, *, write: bool) -> ConfigDict:
@@ -74,7 +74,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def complete(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
-    """The free fields of today: those that an older workdir lacks by default, those no longer known left out."""
+    """Fields of today that an older workdir lacks, by default; of the free sections, those no longer known left out."""
     for section in SECTIONS:
         for name, value in config[section].items():
             if name in defaults[section]:
@@ -82,7 +82,8 @@ def complete(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
         config[section] = defaults[section]
     config.experiment = config.get("experiment", defaults.experiment)
     config.forecast = config.get("forecast", defaults.forecast)
-    config.training.forecast = config.training.get("forecast", defaults.training.forecast)
+    for stage, fields in defaults.training.items():
+        config.training[stage] = ConfigDict({**fields, **config.training.get(stage, {})})
     return config
 
 

@@ -141,3 +141,29 @@ def splits(axis: str) -> bool:
     """Whether the mesh in context splits dimensions of this logical axis, where they divide."""
     mesh = jax.sharding.get_abstract_mesh().shape
     return any(mesh.get(name, 1) > 1 for name in RULES[axis])
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split over the mesh."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+@functools.cache
+def reader_of(mesh: Mesh) -> tuple[int, int]:
+    """(index, count) of this process among the readers of a batch.
+
+    Processes that hold the same examples, as those do that share them along other axes than the batch's, are one reader.
+    Readers count in the order of the first example that they hold; each holds as many as another.
+
+    Raises:
+      UserError: two processes share some of their examples, and not all.
+    """
+    held: dict[int, set[int]] = {}
+    device: Any
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((mesh.size,)).items():
+        held.setdefault(device.process_index, set()).update(range(*rows.indices(mesh.size)))
+    readers = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if sum(map(len, readers)) != mesh.size or len({len(rows) for rows in readers}) > 1:
+        raise UserError(f"the mesh {dict(mesh.shape)} splits the examples of a batch across hosts unevenly; choose sizes such "
+                        "that each host holds whole rows of it.")  # fmt: skip
+    return readers.index(tuple(sorted(held[jax.process_index()]))), len(readers)

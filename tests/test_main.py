@@ -83,6 +83,8 @@ def misspelt(tmp_path_factory):
         "llamagen": [f"--workdir={root}/3", f"--config={ROOT}/configs/llamagen.py:size=M"],
         "type": [f"--workdir={root}/4", "--config.generator.width=wide"],
         "no config": [f"--workdir={root}/5", f"--config={root}/absent.py"],
+        "bucket": ["--workdir=gs://bucket/run"],
+        "half joined": [f"--workdir={root}/6", "--coordinator=host:1234"],
     }
     return run_all(commands)
 
@@ -96,6 +98,8 @@ def misspelt(tmp_path_factory):
         ("llamagen", ["'M'", "B, L, XL, XXL, 3B"]),
         ("type", ["wide"]),
         ("no config", ["absent.py"]),
+        ("bucket", ["gs://bucket/run", "mount"]),
+        ("half joined", ["--processes and --process missing"]),
     ],
 )
 def test_misspelt_command_is_one_line_that_says_what_would_be_right(misspelt, mistake, parts):

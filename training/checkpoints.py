@@ -1,7 +1,12 @@
-"""Checkpoints: Orbax, written in the background, the last n and the best n kept, and checked when they are read."""
+"""Checkpoints: Orbax, written in the background by all hosts, some of them kept, and checked when they are read."""
 
+import json
 import math
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
+from input_pipeline.pipeline import records_read, state_after
+from models import distributed
 from models.errors import UserError
 from training.step import fingerprint
 
@@ -27,24 +34,39 @@ class Checkpoints:
     """The checkpoints of one stage: a folder a step with named trees of arrays, the place in the data, and checksums.
 
     A step's folder gets its name only when it is whole, so a save that is killed leaves the ones before. What was damaged
-    later is found by its checksum, said, and passed over for the newest sound one.
+    later is found by its checksum, said, and passed over for the newest sound one. Of several processes each writes and
+    reads its part, and a checkpoint is sound only if it is for all of them.
 
     Args:
       directory: of the stage.
       keep_last: newest checkpoints to keep.
+      keep_every: steps of which checkpoints are kept besides, at every multiple; 0 is none.
       keep_best: checkpoints with the lowest held-out loss to keep besides.
-      read_only: leave all that is there alone, also the unfinished save of a training that still runs.
+      readers: of the batches (`models.sharding.reader_of`).
+      read_only: leave all that is there alone, also the unfinished save of a training that still runs; each process
+        reads by itself.
     """
 
-    def __init__(self, directory: Path, *, keep_last: int = 1, keep_best: int = 0, read_only: bool = False):
+    def __init__(
+        self, directory: Path, *, keep_last: int = 1, keep_every: int = 0, keep_best: int = 0, readers: int = 1,
+        read_only: bool = False,
+    ):  # fmt: skip
+        self.directory, self.readers, self.read_only = Path(directory).absolute(), readers, read_only
+        self.fingerprint = jax.jit(fingerprint)
+        logging.get_absl_logger().addFilter(not_raised_elsewhere)
+        # To read with: the manager would have all processes wait for one that fails to.
+        self.trees, self.json = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+        if read_only:
+            return
         kept: list[Any] = [policies.LatestN(keep_last), policies.CustomSteps([IMPORTED])]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
         if keep_best:
             # orbax's `reverse` keeps the smallest.
             kept.append(policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=keep_best))
-        self.directory = Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept), best_fn=lambda metrics: metrics["loss"],
-            best_mode="min", cleanup_tmp_directories=not read_only, create=not read_only,
+            best_mode="min", cleanup_tmp_directories=True,
         )  # fmt: skip
         handlers = {
             "ema": ocp.StandardCheckpointHandler(),
@@ -53,24 +75,30 @@ class Checkpoints:
             "data": grain.checkpoint.CheckpointHandler(),
         }
         self.manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
-        self.fingerprint = jax.jit(fingerprint)
 
     def checksum(self, tree: Any) -> list[int]:
         """As plain numbers, for JSON."""
         return [int(part) for part in np.asarray(self.fingerprint(tree))]
 
     def save(self, step: int, trees: Mapping[str, Any], batches: grain.DatasetIterator, *, loss: float) -> None:
-        """Start writing a checkpoint, which `close` waits for; `loss` (held-out) ranks it among the best."""
+        """Start writing a checkpoint, which `close` waits for; `loss` (held-out) ranks it among the best.
+
+        Raises:
+          UserError: the disk is full or fails, now or in the save before, which this one waits for.
+        """
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["data"] = grain.checkpoint.CheckpointSave(batches)
-        items["checksums"] = ocp.args.JsonSave({name: self.checksum(tree) for name, tree in trees.items()})
-        self.manager.save(step, metrics={"loss": float(loss)}, args=ocp.args.Composite(**items))
+        sums: dict[str, Any] = {name: self.checksum(tree) for name, tree in trees.items()}
+        items["checksums"] = ocp.args.JsonSave({**sums, "readers": self.readers})
+        with self.written():
+            self.manager.save(step, metrics={"loss": float(loss)}, args=ocp.args.Composite(**items))
 
     def save_imported(self, params: Any) -> None:
-        """Start writing averaged weights that come from elsewhere, which `close` waits for."""
+        """Start writing averaged weights that come from elsewhere, which `close` waits for; raises as `save`."""
         items = {"ema": ocp.args.StandardSave(params), "checksums": ocp.args.JsonSave({"ema": self.checksum(params)})}
         # Nobody knows its loss; it ranks behind all that are trained.
-        self.manager.save(IMPORTED, metrics={"loss": math.inf}, args=ocp.args.Composite(**items))
+        with self.written():
+            self.manager.save(IMPORTED, metrics={"loss": math.inf}, args=ocp.args.Composite(**items))
 
     def restore(
         self, shapes: Mapping[str, Any], batches: grain.DatasetIterator | None = None, *, only: int | None = None
@@ -79,35 +107,78 @@ class Checkpoints:
 
         Args:
           shapes: for each tree to read, `jax.ShapeDtypeStruct`s with the shardings that it shall have now.
-          batches: iterator to set to where it was when the checkpoint was saved; damaged checkpoints newer than the
-            restored one are then set aside, since training goes on from there and will write their steps anew.
+          batches: iterator to set to where it was when the checkpoint was saved, by as many readers or by others; damaged
+            checkpoints newer than the restored one are then set aside, since training goes on from there and will write
+            their steps anew.
           only: the step to read.
 
         Raises:
           UserError: the checkpoint holds arrays of other names or shapes.
         """
-        steps = [found for found in self.manager.all_steps() if only in (None, found)]
+        steps = [found for found in steps_on_disk(self.directory) if only in (None, found)]
         steps = [found for found in steps if found != IMPORTED or set(shapes) == {"ema"}]
-        for step in sorted(steps, reverse=True):
-            items: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
-            items["checksums"] = ocp.args.JsonRestore()
+        damaged: list[int] = []
+        while True:
+            step = int(self.gathered(max(steps, default=-1)).min())
+            if step < 0:
+                break
+            steps = [found for found in steps if found < step]
+            problem, trees = self.read(step, shapes, batches)
+            if self.gathered(not problem).all():
+                break
+            damaged.append(step)
+            logging.warning("checkpoint %s/%d is damaged and skipped: %s", self.directory, step,
+                            problem or "another process cannot read it")  # fmt: skip
+        if damaged and batches is not None and not self.read_only:
+            self.set_aside(damaged)
+        return None if step < 0 else (step, trees)
+
+    def read(
+        self, step: int, shapes: Mapping[str, Any], batches: grain.DatasetIterator | None
+    ) -> tuple[str, dict[str, Any]]:
+        """What is wrong with a checkpoint as this process sees it ("" is nothing), and its trees.
+
+        No process waits for another before all have read, since one that fails would leave the others waiting.
+        """
+        place, trees = self.directory / str(step), {}
+        try:
+            self.check_shapes(place, shapes)
+            sums = self.json.restore(place / "checksums", args=ocp.args.JsonRestore())
+            for name, tree in shapes.items():
+                trees[name] = self.trees.restore(place / name, args=ocp.args.StandardRestore(tree))
             if batches is not None:
-                items["data"] = grain.checkpoint.CheckpointRestore(batches)
-            try:
-                self.check_shapes(step, shapes)
-                found = self.manager.restore(step, args=ocp.args.Composite(**items))
-                for name in shapes:
-                    if self.checksum(found[name]) != found["checksums"][name]:
-                        raise ValueError(f"the checksum of {name} is not the one it was saved with")
-                return step, {name: found[name] for name in shapes}
-            except UserError:
-                raise
-            except Exception as error:  # whatever damage makes of a file, orbax, tensorstore and json raise
-                first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                logging.warning("checkpoint %s/%d is damaged and skipped: %s", self.directory, step, first_line)
-                if batches is not None:
-                    self.set_aside(step)
-        return None
+                batches.set_state(self.data_state(place / "data", sums.get("readers")))
+            problem = ""
+        except UserError:
+            raise
+        except Exception as error:  # whatever damage makes of a file, orbax, tensorstore and json raise
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        if self.gathered(not problem).all():  # now that all hold their parts, they may compute together
+            wrong = [name for name in shapes if self.checksum(trees[name]) != sums.get(name)]
+            problem = f"the checksum of {wrong[0]} is not the one it was saved with" if wrong else ""
+        return problem, trees
+
+    def check_shapes(self, place: Path, shapes: Mapping[str, Any]) -> None:
+        """Refuse a sound checkpoint of another model, which is no damage."""
+        for name, tree in shapes.items():
+            saved, wanted = shapes_by_path(self.trees.metadata(place / name).tree), shapes_by_path(tree)
+            for key in sorted(saved.keys() | wanted.keys()):
+                if saved.get(key) != wanted.get(key):
+                    there, here = saved.get(key, "absent"), wanted.get(key, "absent")
+                    raise UserError(f"checkpoint {place} is of another config: {name}/{key} is {there} there and {here} here; "
+                                    "use another --workdir.")  # fmt: skip
+
+    def data_state(self, directory: Path, readers: int | None) -> dict[str, Any]:
+        """The state of this process's batches: as it was saved, or, by another number of readers, the same global place."""
+        files = sorted(
+            directory.glob("process_*-of-*.json"), key=lambda path: int(path.name.split("_")[1].split("-")[0])
+        )
+        states = [json.loads(file.read_text()) for file in files]
+        if len(states) == jax.process_count() and readers in (None, self.readers):
+            return states[jax.process_index()]
+        before = readers or len(states)
+        read = sum(map(records_read, states)) * before // len(states)
+        return state_after(read, self.readers)
 
     def restore_imported(self, shapes: Any) -> Any:
         """The weights of `save_imported`; None where there are none.
@@ -115,7 +186,7 @@ class Checkpoints:
         Raises:
           UserError: they are damaged, or of another config.
         """
-        if IMPORTED not in self.manager.all_steps():
+        if IMPORTED not in steps_on_disk(self.directory):
             return None
         found = self.restore({"ema": shapes}, only=IMPORTED)
         if found is None:
@@ -124,37 +195,54 @@ class Checkpoints:
             )
         return found[1]["ema"]
 
-    def check_shapes(self, step: int, shapes: Mapping[str, Any]) -> None:
-        """Refuse a sound checkpoint of another model, which is no damage."""
-        metadata = self.manager.item_metadata(step)
-        for name, tree in shapes.items():
-            saved, wanted = shapes_by_path(metadata[name].tree), shapes_by_path(tree)
-            for key in sorted(saved.keys() | wanted.keys()):
-                if saved.get(key) != wanted.get(key):
-                    raise UserError(
-                        f"checkpoint {self.directory}/{step} is of another config: {name}/{key} is "
-                        f"{saved.get(key, 'absent')} there and {wanted.get(key, 'absent')} here; use another --workdir."
-                    )
+    def gathered(self, value: int | bool) -> np.ndarray:
+        """What every process says, where they act together."""
+        return np.array([value]) if self.read_only else distributed.gathered(np.array(value))
 
-    def set_aside(self, step: int) -> None:
-        """Rename a damaged checkpoint, so that its step can be written again."""
-        if jax.process_index() == 0:
-            number = len(list(self.directory.glob(f"damaged-{step}-*")))
-            (self.directory / str(step)).rename(self.directory / f"damaged-{step}-{number}")
+    def set_aside(self, steps: Iterable[int]) -> None:
+        """Rename damaged checkpoints, so that their steps can be written again."""
+        for step in steps:
+            if jax.process_index() == 0:
+                number = len(list(self.directory.glob(f"damaged-{step}-*")))
+                (self.directory / str(step)).rename(self.directory / f"damaged-{step}-{number}")
+        distributed.wait()
         self.manager.reload()
 
     def latest(self) -> int | None:
-        """Newest step on disk."""
-        return self.manager.latest_step()
+        """Newest step that is on disk, or will be when this is closed."""
+        return max(steps_on_disk(self.directory), default=None) if self.read_only else self.manager.latest_step()
 
     def preempted(self, step: int) -> bool:
         """Whether the machines' owner wants them back, agreed upon by all hosts."""
         return self.manager.reached_preemption(step)
 
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Say what a disk that fails means, and what is left."""
+        try:
+            yield
+        except Exception as error:
+            reason = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's, which raises ValueErrors
+            if not (reason or isinstance(error, OSError)):
+                raise
+            why = os.strerror(int(reason[1])) if reason else error.strerror  # type: ignore[attr-defined]
+            whole = steps_on_disk(self.directory)
+            kept = f"the last good checkpoint is step {whole[-1]}" if whole else "there is none before it"
+            raise UserError(f"a checkpoint cannot be written to {self.directory} ({why}); {kept}. Make room, then the same "
+                            "command goes on from there.") from error  # fmt: skip
+
     def close(self) -> None:
-        """Wait until the last save is on disk, and free the manager's threads."""
-        self.manager.wait_until_finished()
+        """Wait until the last save is on disk, and free the manager's threads; raises as `save`."""
+        if self.read_only:
+            return
+        with self.written():
+            self.manager.wait_until_finished()
         self.manager.close()
+
+
+def not_raised_elsewhere(record: LogRecord) -> bool:
+    """Whether to log this: not the traces of Orbax's threads, whose errors are raised where the threads are waited for."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:

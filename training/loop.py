@@ -67,7 +67,10 @@ def train(
     places = state_shardings(learner, config, shapes, mesh)
     placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
     batches = iter(dataset)
-    checkpoints = Checkpoints(directory / "checkpoints", keep_last=config["keep_last"], keep_best=config["keep_best"])
+    checkpoints = Checkpoints(
+        directory / "checkpoints", readers=sharding.reader_of(mesh)[1],
+        **{name: config[name] for name in ("keep_last", "keep_every", "keep_best")},
+    )  # fmt: skip
     found = checkpoints.restore(as_items(placed), batches)
     if found is None:
         batches = iter(dataset)  # a damaged checkpoint may have moved the first one
@@ -90,11 +93,8 @@ def train(
     frozen = sharding.place_whole(learner.frozen, mesh)
     step_function = compile_step(learner, frozen, config, places, mesh, seed)
     evaluate = make_evaluation(learner, frozen, mesh)
-    log, trace, started = (
-        MetricsLog(directory, done),
-        Trace(directory / "trace" if profile else None, steps - done),
-        done,
-    )
+    log, started = MetricsLog(directory, done), done
+    trace = Trace(directory / "trace" if profile else None, steps - done)
     describe_parameters(learner, shapes, directory)
     if found is not None:
         print(f"{learner.stage}: going on at step {done} of {steps}")
@@ -178,7 +178,7 @@ def make_evaluation(learner: Any, frozen: Any, mesh: Mesh) -> Callable[[Any, Ite
         for batch in heldout:
             size = len(batch["label"])
             with jax.set_mesh(mesh):
-                metrics = jax.device_get(evaluate(params, place_batch(batch, mesh), **frozen))
+                metrics = jax.device_get(evaluate(params, place_batch(batch, mesh, whole=True), **frozen))
             count += size
             for name, value in metrics.items():
                 total[name] = total.get(name, 0.0) + size * float(value)
@@ -204,17 +204,24 @@ def as_items(state: State) -> dict[str, Any]:
 
 
 def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
-    """A batch must divide over the devices, and again into its parts."""
-    devices = mesh.size
-    if batch_size % (devices * parts):
-        raise UserError(f"batch_size {batch_size} does not divide into {parts} part(s) over {devices} devices; take a "
-                        f"multiple of {devices * parts}.")  # fmt: skip
+    """A batch must divide over its readers and the devices of each, and again into its parts.
+
+    Raises:
+      UserError: it does not; the next sizes that do are named.
+    """
+    readers, split = sharding.reader_of(mesh)[1], sharding.batch_parts(mesh)
+    unit = split * parts
+    if batch_size % unit:
+        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+        raise UserError(f"batch_size {batch_size} does not divide into {parts} part(s) over {split} devices of {readers} "
+                        f"reader(s); take {f'{below} or ' if below else ''}{above}.")  # fmt: skip
 
 
 def describe_parameters(learner: Any, shapes: State, directory: Path) -> None:
     """Write the overview of the parameters beside the metrics, and say their number."""
     params = shapes["params"][first_player(learner)]
-    write_text(directory / "parameters.txt", parameter_overview.get_parameter_overview(params, include_stats=False))
+    if jax.process_index() == 0:
+        write_text(directory / "parameters.txt", parameter_overview.get_parameter_overview(params, include_stats=False))
     count = parameter_count(params)
     print(f"{learner.stage}: {count:,} parameters (listed in {directory / 'parameters.txt'})")
 

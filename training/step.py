@@ -120,12 +120,30 @@ def make_step(learner: Any, config: Mapping[str, Any], seed: int) -> Callable[..
     return step
 
 
-def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's examples, a tree of arrays, as global ones, split over all devices where they divide."""
-    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    divides = all(len(leaf) % max(len(mesh.local_devices), 1) == 0 for leaf in jax.tree.leaves(batch))
-    place = split if divides else whole
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(place, leaf), batch)
+def place_batch(batch: Any, mesh: Mesh, *, whole: bool = False) -> Any:
+    """Examples, a tree of arrays, as global ones, split over all devices where they divide.
+
+    Args:
+      batch: this reader's share (`models.sharding.reader_of`), or all of them.
+      mesh: of all processes.
+      whole: every process has all of them.
+
+    Raises:
+      ValueError: shares of several readers do not divide over the devices.
+    """
+    split, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    readers = 1 if whole else sharding.reader_of(mesh)[1]
+    parts = sharding.batch_parts(mesh) // readers
+    if any(len(leaf) % parts for leaf in jax.tree.leaves(batch)):
+        if readers > 1:
+            raise ValueError(f"{len(jax.tree.leaves(batch)[0])} examples of each of {readers} readers do not divide")
+        split = replicated
+
+    def place(leaf: Any) -> jax.Array:
+        return jax.make_array_from_process_local_data(split, leaf, (len(leaf) * readers, *leaf.shape[1:]))
+
+    with jax.transfer_guard("allow"):  # this is the one transfer that a step has
+        return jax.tree.map(place, batch)
 
 
 def checksum(params: State) -> str:

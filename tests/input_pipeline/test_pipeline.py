@@ -1,11 +1,10 @@
 import itertools
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from input_pipeline.pipeline import image_batches
+from input_pipeline.pipeline import image_batches, records_read, state_after
 from input_pipeline.transforms import to_uint8
 from models.errors import UserError
 
@@ -20,8 +19,10 @@ def numbered(section, tmp_path):
     return section(name="npz", path=str(tmp_path), resolution=4)
 
 
-def stream(data, split="train", *, batch_size=8, seed=0, augment=False, repeat=True):
-    return iter(image_batches(data, split, batch_size=batch_size, seed=seed, augment=augment, repeat=repeat))
+def stream(data, split="train", *, batch_size=8, seed=0, augment=False, repeat=True, reader=(0, 1)):
+    return iter(
+        image_batches(data, split, batch_size=batch_size, seed=seed, augment=augment, repeat=repeat, reader=reader)
+    )
 
 
 def numbers(batches):
@@ -169,39 +170,50 @@ def test_a_restored_state_continues_bit_for_bit_past_skipped_images(broken):
         assert_same([next(fresh)], [expected])
 
 
-# Processes
+# Readers
 
 
-def as_process(monkeypatch, index, count):
-    monkeypatch.setattr(jax, "process_index", lambda: index)
-    monkeypatch.setattr(jax, "process_count", lambda: count)
-
-
-def test_processes_share_an_epoch_without_overlap(numbered, monkeypatch):
-    shares = []
-    for index in range(2):
-        as_process(monkeypatch, index, 2)
-        shares.append(numbers(take(stream(numbered, batch_size=5), 8)))
+def test_readers_share_an_epoch_without_overlap(numbered):
+    shares = [numbers(take(stream(numbered, batch_size=5, reader=(index, 2)), 8)) for index in range(2)]
     for epoch in (slice(0, 20), slice(20, 40)):
         assert sorted(shares[0][epoch] + shares[1][epoch]) == list(range(40))
     assert set(shares[0][:20]) != set(shares[0][20:])  # a share is not a fixed half of the dataset
 
 
-def test_processes_share_one_pass_in_order(numbered, monkeypatch):
-    shares = []
-    for index in range(4):
-        as_process(monkeypatch, index, 4)
-        shares.append(numbers(stream(numbered, "test", batch_size=4, repeat=False)))
-    assert shares == [[0, 4], [1, 5], [2], [3]]
+def test_readers_share_one_pass_in_order(numbered):
+    shares = [numbers(stream(numbered, "test", batch_size=2, repeat=False, reader=(index, 2))) for index in range(2)]
+    assert shares == [[0, 1, 4, 5], [2, 3]]
+    shares = [numbers(stream(numbered, "test", batch_size=4, repeat=False, reader=(index, 4))) for index in range(4)]
+    assert shares == [[0, 1, 2, 3], [4, 5], [], []]
 
 
-def test_two_processes_see_and_augment_what_one_does(section, monkeypatch):
+def test_the_batches_of_several_readers_are_rows_of_the_batch_of_one(section):
     data = section(shift=2, crop_scale=(0.5, 1.0))
-    whole = next(stream(data, batch_size=32, augment=True))
-    for index in range(2):
-        as_process(monkeypatch, index, 2)
-        half = next(stream(data, batch_size=16, augment=True))
-        assert_same([half], [{name: array[index::2] for name, array in whole.items()}])
+    whole = take(stream(data, batch_size=32, augment=True), 3)
+    for index in range(4):
+        part = take(stream(data, batch_size=8, augment=True, reader=(index, 4)), 3)
+        rows = slice(8 * index, 8 * index + 8)
+        assert_same(part, [{name: array[rows] for name, array in batch.items()} for batch in whole])
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4), (2, 3)])
+def test_other_readers_go_on_with_the_next_records(section, before, after):
+    def streams(count):
+        data = section(shift=2)
+        return [stream(data, batch_size=24 // count, augment=True, reader=(index, count)) for index in range(count)]
+
+    def joined(readers, count):
+        parts = [take(reader, count) for reader in readers]
+        return [{name: np.concatenate([batch[name] for batch in row]) for name in row[0]} for row in zip(*parts)]
+
+    expected = joined(streams(1), 8)
+    first = streams(before)
+    assert_same(joined(first, 5), expected[:5])
+    read = sum(records_read(json.loads(json.dumps(reader.get_state()))) for reader in first)
+    second = streams(after)
+    for reader in second:
+        reader.set_state(state_after(read, after))
+    assert_same(joined(second, 3), expected[5:])
 
 
 # Mistakes

@@ -20,9 +20,13 @@ def test_free_sections_are_brought_up_to_date_and_others_left_alone(config):
     config.evaluation["classifier"] = "svc"  # a field that was
     config.evaluation.samples = 77
     config.generator["older"] = 1
+    del config.training.generator["keep_every"], config.training["forecast"]
     complete(config, base.get_config())
     assert config.evaluation.follow is False
     assert "classifier" not in config.evaluation
     assert config.evaluation.samples == 77
     assert config.sampler.guidance_scale == 2.5
     assert config.generator.older == 1
+    assert config.training.generator.keep_every == 0
+    assert config.training.generator.batch_size != base.get_config().training.generator.batch_size
+    assert config.training.forecast == base.get_config().training.forecast

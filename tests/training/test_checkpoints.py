@@ -57,6 +57,14 @@ def test_newest_only(tmp_path):
     assert steps(tmp_path) == [30, 40]
 
 
+def test_every_multiple_is_kept_besides_the_newest_and_the_best(tmp_path):
+    losses = {5: 0.1, 10: 0.9, 15: 0.8, 20: 0.7, 25: 0.6, 30: 0.5, 33: 0.4}
+    save(tmp_path, losses, keep_last=1, keep_every=10, keep_best=1)
+    assert steps(tmp_path) == [5, 10, 20, 30, 33]
+    save(tmp_path, {35: 0.4, 36: 0.3}, keep_last=1, keep_every=10, keep_best=1)  # also after a restart
+    assert steps(tmp_path) == [5, 10, 20, 30, 36]
+
+
 def test_best_is_still_known_after_a_restart(tmp_path):
     save(tmp_path, {10: 0.9, 20: 0.1, 30: 0.5}, keep_last=2, keep_best=1)
     save(tmp_path, {40: 0.4, 50: 0.3, 60: 0.2}, keep_last=2, keep_best=1)
@@ -205,6 +213,57 @@ def test_reader_leaves_the_save_of_a_running_training_alone(tmp_path):
     assert reader.restore(shapes({"ema": tree(0)}))[0] == 10
     reader.close()
     assert (tmp_path / "20.orbax-checkpoint-tmp").exists()
+
+
+def test_reader_deletes_and_renames_nothing(tmp_path):
+    save(tmp_path, {10: 0.9, 20: 0.1, 30: 0.2}, keep_last=3)
+    truncate(tmp_path / "30")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.restore(shapes({"ema": tree(0), "state": tree(0)}), batches())[0] == 20
+    assert reader.latest() == 30
+    reader.close()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def as_saved_by(directory, step, states, readers):
+    """Rewrite a checkpoint's places in the data as if several processes had saved them."""
+    for path in (directory / str(step) / "data").glob("process_*"):
+        path.unlink()
+    for index, state in enumerate(states):
+        path = directory / str(step) / "data" / f"process_{index}-of-{len(states)}.json"
+        path.write_text(json.dumps({"next_index": state}))
+    sums = directory / str(step) / "checksums" / "metadata"
+    sums.write_text(json.dumps({**json.loads(sums.read_text()), "readers": readers}))
+
+
+@pytest.mark.parametrize(
+    ("states", "readers", "following"),
+    [
+        ([7], 1, 7),  # one process: exactly where it was
+        ([7, 7], 2, 14),  # two that read different records
+        ([7, 7, 7, 7], 2, 14),  # four, two by two the same ones
+        ([7, 9], 2, 16),  # one of which left out two that were corrupt
+        ([7, 7], 1, 7),  # two that read the same ones
+    ],
+)
+def test_place_in_the_data_is_that_of_all_readers_together(tmp_path, states, readers, following):
+    save(tmp_path, {10: 0.9}, keep_last=1)
+    as_saved_by(tmp_path, 10, states, readers)
+    iterator = batches()
+    assert restore(tmp_path, iterator)[0] == 10
+    assert next(iterator) == following
+
+
+def test_checkpoint_of_a_version_that_did_not_write_its_readers(tmp_path):
+    save(tmp_path, {10: 0.9}, keep_last=1)
+    sums = tmp_path / "10" / "checksums" / "metadata"
+    found = json.loads(sums.read_text())
+    assert found.pop("readers") == 1
+    sums.write_text(json.dumps(found))
+    iterator = batches()
+    assert restore(tmp_path, iterator)[0] == 10
+    assert next(iterator) == 1
 
 
 def test_checksum_is_of_every_tree_by_itself(tmp_path):

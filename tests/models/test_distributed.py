@@ -1,0 +1,120 @@
+"""What the environment and the flags say of other processes, and who reads what."""
+
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from models import distributed, sharding
+from models.distributed import settings
+from models.errors import UserError
+
+NONE = (None, None, None)
+ADDRESS = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+SRUN = {"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "n[1-2]"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "expected"),
+    [
+        ({}, NONE, None),
+        (ADDRESS, NONE, {"coordinator_address": "a:1", "num_processes": 4, "process_id": 3}),
+        ({}, ("[::1]:99", 2, 0), {"coordinator_address": "[::1]:99", "num_processes": 2, "process_id": 0}),
+        (ADDRESS, ("b:2", 2, 1), {"coordinator_address": "b:2", "num_processes": 2, "process_id": 1}),
+        (SRUN, NONE, {}),
+        (SRUN | {"JAX_COORDINATOR_ADDRESS": "a:1"}, NONE, {}),  # jax takes the rest from SLURM
+        (SRUN | ADDRESS, NONE, {"coordinator_address": "a:1", "num_processes": 4, "process_id": 3}),
+        ({"SLURM_NTASKS": "8"}, NONE, None),  # a batch script, not started by srun
+        (SRUN | {"SLURM_NTASKS": "1"}, NONE, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}, NONE, {}),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, NONE, None),
+        ({"TPU_WORKER_HOSTNAMES": "h0,h1"}, NONE, {}),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, NONE, None),
+        ({"TPU_WORKER_HOSTNAMES": "h0", "MEGASCALE_NUM_SLICES": "2"}, NONE, {}),
+    ],
+)
+def test_settings(environment, flags, expected):
+    assert settings({"JAX_PLATFORMS": "cpu", **environment}, flags) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "parts"),
+    [
+        ({}, ("a:1", None, 0), ["--processes missing"]),
+        ({}, (None, 2, 0), ["--coordinator missing"]),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, NONE, ["JAX_NUM_PROCESSES and JAX_PROCESS_ID missing"]),
+        ({"JAX_NUM_PROCESSES": "2"}, NONE, ["JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID missing"]),
+        (ADDRESS | {"JAX_PROCESS_ID": "x"}, NONE, ["JAX_PROCESS_ID", "'x'", "whole number"]),
+        (ADDRESS | {"JAX_PROCESS_ID": "4"}, NONE, ["0 to 3"]),
+        (ADDRESS | {"JAX_PROCESS_ID": "-1"}, NONE, ["0 to 3"]),
+        ({}, ("host", 2, 0), ["'host'", "HOST:PORT"]),
+        ({}, ("host:70000", 2, 0), ["HOST:PORT"]),
+        ({}, (":80", 2, 0), ["HOST:PORT"]),
+        (SRUN | {"SLURM_NTASKS": "many"}, NONE, ["SLURM_NTASKS", "'many'"]),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, NONE, ["Open MPI", "--coordinator"]),
+    ],
+)
+def test_partial_or_malformed_settings_are_refused_by_name(environment, flags, parts):
+    with pytest.raises(UserError) as error:
+        settings({"JAX_PLATFORMS": "cpu", **environment}, flags)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_a_process_alone_neither_joins_nor_waits():
+    distributed.join(NONE, 1)
+    assert not distributed.several()
+    distributed.wait()
+    assert distributed.first(lambda: 3) == 3
+    assert distributed.agreed(True)
+    assert not distributed.agreed(False)
+
+
+class Device:
+    platform, device_kind, client = "fake", "fake", None
+
+    def __init__(self, number, process):
+        self.id, self.process_index = number, process
+
+
+def readers(monkeypatch, processes, shape, axes=sharding.MESH_AXES):
+    """(index, count) of each process, where device i of the mesh is of process processes[i]."""
+    devices = np.array([Device(number, process) for number, process in enumerate(processes)]).reshape(shape)
+    mesh, found = Mesh(devices, axes), []
+    for process in sorted(set(processes)):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        found.append(sharding.reader_of.__wrapped__(mesh))
+    return found
+
+
+def test_each_host_of_a_batch_over_all_devices_reads_its_part(monkeypatch):
+    assert readers(monkeypatch, [0, 0, 1, 1, 2, 2, 3, 3], (2, 4)) == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert readers(monkeypatch, [1, 1, 0, 0], (4, 1)) == [(1, 2), (0, 2)]  # in the order of the rows
+    assert readers(monkeypatch, [0, 1, 0, 1], (4, 1)) == [(0, 2), (1, 2)]
+    assert readers(monkeypatch, [0] * 8, (2, 4)) == [(0, 1)]
+
+
+def test_hosts_that_share_examples_along_another_axis_are_one_reader(monkeypatch):
+    axes = (*sharding.MESH_AXES, "other")[-3:] if "other" not in sharding.MESH_AXES else sharding.MESH_AXES
+    monkeypatch.setitem(sharding.RULES, "batch", axes[:1])
+    assert readers(monkeypatch, [0, 1, 2, 3], (2, 1, 2), axes) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert readers(monkeypatch, [0, 1, 2, 3], (1, 1, 4), axes) == [(0, 1)] * 4
+
+
+def test_hosts_that_share_some_examples_are_refused(monkeypatch):
+    monkeypatch.setitem(sharding.RULES, "batch", ("data",))
+    with pytest.raises(UserError, match="unevenly"):
+        readers(monkeypatch, [0, 0, 0, 1, 1, 1], (3, 2), ("data", "other"))
+
+
+def test_a_tpu_vm_is_noticed_only_where_jax_would_use_its_chips(monkeypatch):
+    monkeypatch.setattr(distributed.Path, "glob", lambda self, pattern: iter([self / "accel0"]))
+    monkeypatch.setattr(distributed, "find_spec", lambda name: importlib.util.find_spec("jax"))
+    assert settings({}, NONE) == {}
+    assert settings({"JAX_PLATFORMS": "tpu,cpu"}, NONE) == {}
+    assert settings({"JAX_PLATFORMS": "cpu"}, NONE) is None
+    assert settings({"TPU_SKIP_MDS_QUERY": "1"}, NONE) is None
+    monkeypatch.setattr(distributed, "find_spec", lambda name: None)
+    assert settings({}, NONE) is None
