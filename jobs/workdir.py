@@ -74,7 +74,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def complete(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
-    """The free fields of today: those that an older workdir lacks by default, those no longer known left out."""
+    """The free fields of today, those no longer known left out, and what an older workdir lacks, by default."""
     for section in SECTIONS:
         for name, value in config[section].items():
             if name in defaults[section]:
@@ -82,6 +82,8 @@ def complete(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
         config[section] = defaults[section]
     config.experiment = config.get("experiment", defaults.experiment)
     config.forecast = config.get("forecast", defaults.forecast)
+    defaults.extract.update(config.extract)
+    config.extract = defaults.extract
     config.training.forecast = config.training.get("forecast", defaults.training.forecast)
     return config
 
