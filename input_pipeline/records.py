@@ -95,21 +95,26 @@ def finish(directory: Path) -> None:
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any] | None:
-    """The plan given to `begin`, and `records`, the number of images; None if there are no finished tokens."""
-    return _read(Path(directory) / MANIFEST)
+    """The plan given to `begin`, and `records`, the number of images; None if there are no finished tokens.
+
+    Raises:
+      UserError: they are of a version that had one entry a crop.
+    """
+    manifest = _read(Path(directory) / MANIFEST)
+    if manifest is not None and "shards" not in manifest:
+        raise UserError(f"{directory} holds tokens of an older version; delete it and run the extract job again.")
+    return manifest
 
 
 def token_records(directory: str | Path) -> grain.MapDataset:
     """Random access, by index and `len`, to the images' {"ids": integers (n, T, K), "label": int32 ()}, in their order.
 
     Raises:
-      UserError: the directory holds no finished tokens, or those of an older version.
+      UserError: the directory holds no finished tokens (of this version).
     """
     manifest = read_manifest(directory)
     if manifest is None:
         raise UserError(f"{directory} holds no tokens; run the extract job first.")
-    if "shards" not in manifest:
-        raise UserError(f"{directory} holds tokens of an older version; delete it and run the extract job again.")
     row_dtype = _row_dtype(manifest)
 
     def decode(record: bytes) -> dict[str, np.ndarray]:
