@@ -90,8 +90,8 @@ def finish(directory: Path) -> None:
     if not records:
         raise ValueError("there are no tokens to write")
     write_json(temporary / MANIFEST, {**plan, "records": records})
-    (temporary / PLAN).unlink()
     temporary.rename(directory)
+    (directory / PLAN).unlink()
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any] | None:

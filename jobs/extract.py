@@ -28,6 +28,7 @@ from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.step import checksum
 
 Encode = Callable[[jax.Array], jax.Array]
+MOST_COUNTED = 1 << 28  # tokens whose frequencies are counted, where that is not less than one crop an image
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -69,6 +70,7 @@ def extract_split(
         return
     if not jax.process_index():
         records.begin(directory, plan)
+        directory.with_name(FREQUENCIES).unlink(missing_ok=True)  # of tokens that are no more
     at_once(f"begin {split}")
     images = crop_records(source, data, crops, config.seed)
     parts = {k: images[extract.shard_size * k : extract.shard_size * (k + 1)] for k in own_shards(shards)}
@@ -121,8 +123,18 @@ def encoded(
 
 
 def count_frequencies(directory: Path, codes: int, width: int) -> None:
-    """Of the training images' codes, where they are not counted yet."""
+    """Of the training images' codes, where they are not counted yet; of all crops, or as many as memory is likely to hold."""
     path = directory / FREQUENCIES
-    if not path.exists() and not jax.process_index():
-        batches = records.token_batches(directory / "train", batch_size=1024, seed=0, repeat=False, whole=True)
-        count_codes(path, batches, codes, width)
+    if path.exists() or jax.process_index():
+        return
+    manifest = records.read_manifest(directory / "train") or {}
+    crops = manifest["crops"]["number"]
+    kept = max(1, MOST_COUNTED // (manifest["records"] * manifest["positions"]))
+    batches = records.token_batches(directory / "train", batch_size=1024, seed=0, repeat=False, whole=True)
+    count_codes(path, (some_crops(batch, crops, kept) for batch in batches), codes, width)
+
+
+def some_crops(batch: Mapping[str, np.ndarray], crops: int, kept: int) -> dict[str, np.ndarray]:
+    """`kept` of every image's `crops`, which lie side by side; those of the next image begin at the next crop."""
+    image, crop = np.divmod(np.arange(len(batch["label"])), crops)
+    return {name: array[(crop - image) % crops < kept] for name, array in batch.items()}

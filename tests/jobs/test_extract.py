@@ -258,3 +258,22 @@ def test_tokens_of_an_older_version_are_refused(fresh, folder):
     )
     with pytest.raises(UserError, match="older version; delete it and run the extract job again"):
         extract.run(config_of(folder), fresh)
+
+
+@pytest.mark.parametrize("kept", [1, 3, 9])
+def test_frequencies_can_be_counted_of_some_crops_of_every_image(kept):
+    """Of one crop an image: the first of the first image, the second of the second, ..., of four crops the first again."""
+    batch = {"label": np.repeat(np.arange(5), 4), "ids": np.arange(20)}
+    found = extract.some_crops(batch, 4, kept)
+    assert np.bincount(found["label"]).tolist() == [min(kept, 4)] * 5
+    assert len(set(found["ids"].tolist())) == 5 * min(kept, 4)
+    if kept == 1:
+        assert found["ids"].tolist() == [0, 5, 10, 15, 16]
+
+
+def test_frequencies_are_counted_anew_with_the_tokens(fresh, extracted, folder):
+    expected = contents(extracted)["tokens/frequencies.npz"]
+    (fresh / "tokens").mkdir()
+    (fresh / "tokens" / "frequencies.npz").write_bytes(b"of another tokenizer")
+    extract.run(config_of(folder), fresh)
+    assert (fresh / "tokens" / "frequencies.npz").read_bytes() == expected
