@@ -26,7 +26,7 @@ from input_pipeline import records
 from input_pipeline.pipeline import image_batches
 
 PHOTOS = {"jpeg_500x375": (500, 375), "jpeg_1365x1024": (1365, 1024)}  # width, height
-FILES = 128  # of each size
+FILES = 64  # of each size
 IMAGES, CROPS, POSITIONS, CODES = 4096, 10, 256, 16384  # of the tokens
 WARM = 4  # batches; no more are read ahead
 TIMED = {"tokens": 256, "jpeg_500x375": 10, "jpeg_1365x1024": 4}  # batches of a turn

@@ -38,7 +38,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     workdir.
 
     Raises:
-      UserError: tokens are there, but another tokenizer, another dataset or other crops made them.
+      UserError: a field is out of its range; or tokens are there that another tokenizer, dataset or choice of crops made.
     """
     description = describe_tokenizer(config)
     params, step = load("tokenizer", description, workdir)
@@ -59,6 +59,8 @@ def extract_split(
     """Write a split's tokens, or go on where an interrupted extraction stopped; check those that are there."""
     data, extract = config.data, config.extract
     source, crops = open_source(data, split), describe_crops(crops_name, extract, data, config.seed)
+    if min(extract.shard_size, extract.batch_size) < 1:
+        raise UserError("extract.shard_size and extract.batch_size must be at least 1.")
     shards = -(-len(source) // extract.shard_size)
     plan = {
         **maker, "dataset": data.name, "split": split, "images": len(source), "resolution": data.resolution,
@@ -91,7 +93,7 @@ def extract_split(
 def check(directory: Path, found: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
     """Refuse, by name, what made other tokens than these would be; into how many files they are cut is nobody's concern."""
     for field, value in plan.items():
-        if field != "shards" and found[field] != value:
+        if field != "shards" and found.get(field) != value:
             raise UserError(f"{directory} has {field} {found.get(field)!r}, not {value!r}; delete it to extract anew.")
 
 
@@ -114,7 +116,7 @@ def encoded(
         return jax.device_put(pixels, sharding.batch_sharding(mesh)), batch["label"]
 
     batches = process_batches(images, mesh.size * at_a_time, drop_remainder=False, whole=True)
-    with contextlib.closing(prefetch(batches, place)) as placed:
+    with contextlib.closing(prefetch(batches, place, depth=1)) as placed:
         for pixels, labels in placed:
             with jax.set_mesh(mesh):
                 ids = np.asarray(encode(pixels))
@@ -127,9 +129,9 @@ def count_frequencies(directory: Path, codes: int, width: int) -> None:
     path = directory / FREQUENCIES
     if path.exists() or jax.process_index():
         return
-    manifest = records.read_manifest(directory / "train") or {}
-    crops = manifest["crops"]["number"]
-    kept = max(1, MOST_COUNTED // (manifest["records"] * manifest["positions"]))
+    manifest = records.read_manifest(directory / "train")
+    assert manifest is not None  # extracted just now
+    crops, kept = manifest["crops"]["number"], max(1, MOST_COUNTED // (manifest["records"] * manifest["positions"]))
     batches = records.token_batches(directory / "train", batch_size=1024, seed=0, repeat=False, whole=True)
     count_codes(path, (some_crops(batch, crops, kept) for batch in batches), codes, width)
 

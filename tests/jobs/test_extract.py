@@ -245,6 +245,11 @@ def test_tokens_of_other_crops_are_refused(fields, told, extracted, folder):
         extract.run(config_of(folder, **fields), extracted)
 
 
+def test_a_size_that_makes_no_sense_is_told(fresh, folder):
+    with pytest.raises(UserError, match=r"extract\.shard_size and extract\.batch_size"):
+        extract.run(config_of(folder, **{"extract.shard_size": 0}), fresh)
+
+
 def test_tokens_that_are_there_are_left_alone_however_they_would_be_cut_into_files(extracted, folder):
     before = contents(extracted)
     extract.run(config_of(folder, **{"extract.shard_size": 20, "extract.batch_size": 8}), extracted)
