@@ -85,8 +85,11 @@ def get_config() -> ConfigDict:
                 "discriminator_layers": 3,
             },
             "extract": {
-                "copies": 1,  # of each training image: the first plain, the others augmented as `data` says
-                "batch_size": 256,
+                "crops": "augmented",  # plain | augmented | ten, of each training image; held-out images are plain
+                "copies": 1,  # augmented: the first is plain, the others are as `data` says
+                "ranges": (1.1,),  # ten: sides of the squares that ten crops each are of, in resolutions
+                "batch_size": 256,  # crops that a device encodes at a time
+                "shard_size": 5000,  # images a file; what an interrupted extraction does anew, at most, on each process
             },
             "generator": {
                 "name": "autoregressive",

@@ -34,7 +34,7 @@ def get_config(argument: str = "size=B") -> ConfigDict:
         steps=400_000, batch_size=128, optimizer={"name": "adam", "b1": 0.9, "b2": 0.95, "weight_decay": 0.0},
         log_every=100, save_every=5000,
     )  # fmt: skip
-    config.extract.copies = 10
+    config.extract.update(crops="ten", ranges=(1.1, 1.05))
     config.generator.update(width=width, depth=depth, heads=heads, dtype="bfloat16", remat="dots")
     config.training.generator = base.stage(steps=1_500_000, batch_size=256, log_every=100, save_every=5000)
     config.sampler.guidance_scale = guidance_scale

@@ -1,4 +1,7 @@
-"""Extracted tokens on disk: one ArrayRecord entry an example, and a manifest that says what they are."""
+"""Extracted tokens on disk: one ArrayRecord entry an image, shards of equal size, and a manifest that says what they are.
+
+An entry holds the label and the codes of all the image's crops, so that training draws one of them anew every epoch.
+"""
 
 import json
 import shutil
@@ -12,64 +15,102 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from input_pipeline.pipeline import ALL, process_batches
 from models.errors import UserError
+from models.files import atomically, write_json
 
-MANIFEST, RECORDS = "manifest.json", "tokens.array_record"
+MANIFEST = "manifest.json"  # of finished tokens
+PLAN = "plan.json"  # of those that are being written
+
+Manifest = Mapping[str, Any]
 
 
-def write_tokens(
-    directory: str | Path, batches: Iterable[Mapping[str, np.ndarray]], manifest: Mapping[str, Any]
-) -> None:
-    """Write tokens to a temporary directory and rename it at the end: an interrupted run leaves no half result.
+def begin(directory: Path, plan: Manifest) -> None:
+    """Make room for the shards of tokens, by one process; those that an interrupted run of the same plan left stay.
+
+    Shards are written into a temporary folder that `finish` renames: an interrupted run leaves no half result.
 
     Args:
-      directory: where they are to lie; must not exist.
-      batches: {"ids": integers (B, T, K), "label": integers (B,)}, T and K the same in every batch.
-      manifest: what the reader must know, JSON; its `vocabulary`, the sizes (V_1, ..., V_K), says how wide an id is.
+      directory: where the tokens are to lie; must not exist.
+      plan: what decides the tokens, JSON; `vocabulary` the sizes (V_1, ..., V_K), `positions` T, `crops` with `number` n,
+        and `shards`, how many there will be.
 
     Raises:
       UserError: the directory exists.
-      ValueError: an id is outside its vocabulary, or there are no tokens.
     """
-    directory = Path(directory)
     if directory.exists():
         raise UserError(f"{directory} exists already; remove it to extract again.")
-    temporary = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    sizes = np.array(manifest["vocabulary"])
-    id_dtype = "uint16" if sizes.max() <= 1 << 16 else "uint32"
-    # Groups of one: random access reads one record and not its neighbours. Ids are too random to be compressed.
-    writer = ArrayRecordWriter(str(temporary / RECORDS), "group_size:1,uncompressed")
-    layout: dict[str, Any] | None = None
-    count = 0
-    for batch in batches:
-        ids, labels = np.asarray(batch["ids"]), np.asarray(batch["label"])
-        if ids.min() < 0 or (ids >= sizes).any():
-            raise ValueError(f"ids from {ids.min()} to {ids.max()} do not fit the vocabulary {sizes.tolist()}")
-        layout = layout or {"positions": ids.shape[1], "sub_codes": ids.shape[2], "dtype": id_dtype}
-        rows = np.empty(len(ids), _row_dtype(layout))
-        rows["ids"], rows["label"] = ids, labels
-        for row in rows:
-            writer.write(row.tobytes())
-        count += len(rows)
-    writer.close()
-    if layout is None:
+    temporary = _temporary(directory)
+    if _read(temporary / PLAN) != plan:
+        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(temporary / PLAN, dict(plan))
+
+
+def is_written(directory: Path, plan: Manifest, k: int) -> bool:
+    """Whether shard k is whole."""
+    return (_temporary(directory) / shard_name(k, plan["shards"])).exists()
+
+
+def write_shard(directory: Path, plan: Manifest, k: int, batches: Iterable[Mapping[str, np.ndarray]]) -> None:
+    """Write the images of shard k, by any process that sees the folder.
+
+    Args:
+      directory: as `begin` got it, like `plan`.
+      plan: says how an entry is laid out.
+      k: which shard.
+      batches: {"ids": integers (B, n, T, K), "label": integers (B,)}.
+
+    Raises:
+      ValueError: an id is outside its vocabulary, or the ids are not of that shape.
+    """
+    sizes, row_dtype = np.array(plan["vocabulary"]), _row_dtype(plan)
+    with atomically(_temporary(directory) / shard_name(k, plan["shards"])) as path:
+        # Groups of one: random access reads one record and not its neighbours. Ids are too random to be compressed.
+        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        for batch in batches:
+            ids, labels = np.asarray(batch["ids"]), np.asarray(batch["label"])
+            if ids.shape[1:] != row_dtype["ids"].shape:
+                raise ValueError(f"ids are (B, n, T, K) = {ids.shape}, not (B, {str(row_dtype['ids'].shape)[1:]}")
+            if ids.min() < 0 or (ids >= sizes).any():
+                raise ValueError(f"ids from {ids.min()} to {ids.max()} do not fit the vocabulary {sizes.tolist()}")
+            rows = np.empty(len(ids), row_dtype)
+            rows["ids"], rows["label"] = ids, labels
+            for row in rows:
+                writer.write(row.tobytes())
+        writer.close()
+
+
+def finish(directory: Path) -> None:
+    """Write the manifest and rename the folder, by one process, once all shards are there.
+
+    Raises:
+      ValueError: there are no tokens.
+    """
+    temporary = _temporary(directory)
+    plan = json.loads((temporary / PLAN).read_text())
+    records = len(_source(temporary, plan))
+    if not records:
         raise ValueError("there are no tokens to write")
-    (temporary / MANIFEST).write_text(json.dumps({**manifest, "records": count, **layout}, indent=2))
+    write_json(temporary / MANIFEST, {**plan, "records": records})
     temporary.rename(directory)
+    (directory / PLAN).unlink()
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any] | None:
-    """The manifest given to `write_tokens`, and records, positions, sub_codes, dtype; None if that never finished."""
-    file = Path(directory) / MANIFEST
-    return json.loads(file.read_text()) if file.exists() else None
+    """The plan given to `begin`, and `records`, the number of images; None if there are no finished tokens.
+
+    Raises:
+      UserError: they are of a version that had one entry a crop.
+    """
+    manifest = _read(Path(directory) / MANIFEST)
+    if manifest is not None and "shards" not in manifest:
+        raise UserError(f"{directory} holds tokens of an older version; delete it and run the extract job again.")
+    return manifest
 
 
 def token_records(directory: str | Path) -> grain.MapDataset:
-    """Random access, by index and `len`, to the examples {"ids": int32 (T, K), "label": int32 ()}.
+    """Random access, by index and `len`, to the images' {"ids": integers (n, T, K), "label": int32 ()}, in their order.
 
     Raises:
-      UserError: the directory holds no finished tokens.
+      UserError: the directory holds no finished tokens (of this version).
     """
     manifest = read_manifest(directory)
     if manifest is None:
@@ -78,10 +119,9 @@ def token_records(directory: str | Path) -> grain.MapDataset:
 
     def decode(record: bytes) -> dict[str, np.ndarray]:
         row = np.frombuffer(record, row_dtype)[0]
-        return {"ids": row["ids"].astype(np.int32), "label": row["label"]}
+        return {"ids": row["ids"], "label": row["label"]}
 
-    source = grain.sources.ArrayRecordDataSource(str(Path(directory) / RECORDS))
-    return grain.MapDataset.source(source).map(decode)
+    return grain.MapDataset.source(_source(Path(directory), manifest)).map(decode)
 
 
 def token_batches(
@@ -89,15 +129,47 @@ def token_batches(
 ) -> grain.IterDataset:
     """Batches {"ids": int32 (B, T, K), "label": int32 (B,)} of a reader's share, numpy arrays.
 
-    `batch_size`, `seed`, `repeat`, `reader` and the iterators' state are as in `image_batches`; raises as `token_records` does.
+    `batch_size`, `seed`, `repeat`, `reader` and the iterators' state are as in `image_batches`; raises as `token_records`
+    does. Where it repeats, an epoch has every image once, by one of its crops, drawn anew from (seed, epoch, place in the
+    epoch); one pass has every crop, those of an image side by side, and fewer images a batch.
     """
     records = token_records(directory)
     if repeat:
-        records = records.seed(seed).shuffle().repeat(None)
-    return process_batches(records, batch_size, drop_remainder=repeat, reader=reader)
+        drawn = records.seed(seed).shuffle().repeat(None).random_map(_draw)
+        return process_batches(drawn, batch_size, drop_remainder=True, reader=reader)
+    images = max(1, batch_size // len(records[0]["ids"]))
+    return process_batches(records, images, drop_remainder=False, reader=reader).map(_side_by_side)
 
 
-def _row_dtype(manifest: Mapping[str, Any]) -> np.dtype:
-    """How one example lies in its record: little-endian, the label first, no padding."""
-    ids = np.dtype(manifest["dtype"]).newbyteorder("<")
-    return np.dtype([("label", "<i4"), ("ids", ids, (manifest["positions"], manifest["sub_codes"]))])
+def shard_name(k: int, shards: int) -> str:
+    """The file of shard k."""
+    return f"tokens-{k:05d}-of-{shards:05d}.array_record"
+
+
+def _draw(record: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {"ids": record["ids"][rng.integers(len(record["ids"]))].astype(np.int32), "label": record["label"]}
+
+
+def _side_by_side(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    ids = batch["ids"]  # (B, n, T, K)
+    return {"ids": ids.reshape(-1, *ids.shape[2:]).astype(np.int32), "label": np.repeat(batch["label"], ids.shape[1])}
+
+
+def _source(directory: Path, plan: Manifest) -> Any:
+    files = [str(directory / shard_name(k, plan["shards"])) for k in range(plan["shards"])]
+    return grain.sources.ArrayRecordDataSource(files)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _temporary(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".tmp")
+
+
+def _row_dtype(plan: Manifest) -> np.dtype:
+    """How an image lies in its entry: little-endian, the label first, no padding; ids in as few bytes as their sizes need."""
+    ids = "<u2" if max(plan["vocabulary"]) <= 1 << 16 else "<u4"
+    shape = (plan["crops"]["number"], plan["positions"], len(plan["vocabulary"]))
+    return np.dtype([("label", "<i4"), ("ids", ids, shape)])

@@ -220,7 +220,8 @@ def decode(file: str | io.BytesIO, name: str) -> np.ndarray:
         with Image.open(file) as image:
             if image.mode == "I;16":  # converting would clip to white everything above 255 of 65535
                 return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
-            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+            pixels = np.asarray(image if image.mode == mode else image.convert(mode))  # converting always copies
     # What PIL raises depends on the format; a size of gigapixels is a damaged header.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise CorruptImage(name) from error

@@ -1,82 +1,141 @@
 """Turn the dataset into tokens, once: W/tokens/train and W/tokens/test."""
 
-from collections.abc import Iterator
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from input_pipeline import records
+from input_pipeline.crops import crop_records, describe_crops
 from input_pipeline.frequencies import FREQUENCIES, count_codes
-from input_pipeline.pipeline import image_batches
-from input_pipeline.records import read_manifest, token_batches, write_tokens
+from input_pipeline.pipeline import process_batches
+from input_pipeline.prefetch import prefetch
 from input_pipeline.sources import open_source
+from input_pipeline.transforms import to_float
 from jobs.workdir import load
-from models import distributed
+from models import distributed, sharding
 from models.errors import UserError
 from models.progress import Progress
 from models.tokens import Grid
 from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.step import checksum
 
+Encode = Callable[[jax.Array], jax.Array]
+MOST_COUNTED = 1 << 28  # tokens whose frequencies are counted, where that is not less than one crop an image
+
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Extract what is missing; of several processes the first does, while the others wait."""
-    distributed.first(lambda: extract(config, workdir))
+    """Extract what is missing.
 
-
-def extract(config: ConfigDict, workdir: Path) -> None:
-    """Tokens of both splits, and the codes' frequencies.
+    Processes share the work by shards, whose number and contents do not depend on how many they are; all must see the
+    workdir.
 
     Raises:
-      UserError: tokens are there, but another tokenizer or another dataset made them.
+      UserError: a field is out of its range; or tokens are there that another tokenizer, dataset or choice of crops made.
     """
     description = describe_tokenizer(config)
     params, step = load("tokenizer", description, workdir)
     spec = token_spec(description)
-    manifest = {
-        "tokenizer": checksum(params),
-        "tokenizer_step": step,
-        "dataset": config.data.name,
-        "resolution": config.data.resolution,
-        "vocabulary": list(spec.sizes),
-    }
+    maker = {"tokenizer": checksum(params), "tokenizer_step": step, "vocabulary": list(spec.sizes),
+             "positions": spec.positions}  # fmt: skip
     encode = jax.jit(lambda params, images: description.merge(params).encode(images).ids)
-
-    def batches(split: str, copies: int) -> Iterator[dict[str, Any]]:
-        total = copies * len(open_source(config.data, split))
-        progress, done = Progress(f"extract {split}", total), 0
-        for copy in range(copies):
-            images = image_batches(
-                config.data, split, batch_size=config.extract.batch_size, seed=config.seed + copy, augment=copy > 0,
-                repeat=False,
-            )  # fmt: skip
-            for batch in images:
-                yield {"ids": np.asarray(encode(params, batch["image"])), "label": batch["label"]}
-                done += len(batch["label"])
-                progress.update(done)
-        progress.close()
-
-    for split, copies in (("train", config.extract.copies), ("test", 1)):
-        directory = workdir / "tokens" / split
-        wanted = {**manifest, "split": split, "copies": copies}
-        found = read_manifest(directory)
-        if found is None:
-            write_tokens(directory, batches(split, copies), wanted)
-            continue
-        for field, value in wanted.items():
-            if found.get(field) != value:
-                raise UserError(
-                    f"{directory} has {field} {found.get(field)!r}, not {value!r}; delete it to extract anew."
-                )
+    for split, crops in (("train", config.extract.crops), ("test", "plain")):
+        extract_split(config, split, crops, maker, functools.partial(encode, params), workdir / "tokens" / split)
     if isinstance(spec.shape, Grid) and len(spec.sizes) == 1:
         count_frequencies(workdir / "tokens", spec.sizes[0], spec.shape.width)
+    distributed.wait()
+
+
+def extract_split(
+    config: ConfigDict, split: str, crops_name: str, maker: Mapping[str, Any], encode: Encode, directory: Path
+) -> None:
+    """Write a split's tokens, or go on where an interrupted extraction stopped; check those that are there."""
+    data, extract = config.data, config.extract
+    source, crops = open_source(data, split), describe_crops(crops_name, extract, data, config.seed)
+    if min(extract.shard_size, extract.batch_size) < 1:
+        raise UserError("extract.shard_size and extract.batch_size must be at least 1.")
+    shards = -(-len(source) // extract.shard_size)
+    plan = {
+        **maker, "dataset": data.name, "split": split, "images": len(source), "resolution": data.resolution,
+        "channels": data.channels, "crops": crops.settings, "shards": shards,
+    }  # fmt: skip
+    found = records.read_manifest(directory)
+    if found is not None:
+        check(directory, found, plan)
+        return
+    if not jax.process_index():
+        records.begin(directory, plan)
+        directory.with_name(FREQUENCIES).unlink(missing_ok=True)  # of tokens that are no more
+    distributed.wait()
+    images = crop_records(source, data, crops, config.seed)
+    parts = {k: images[extract.shard_size * k : extract.shard_size * (k + 1)] for k in own_shards(shards)}
+    missing = {k: part for k, part in parts.items() if not records.is_written(directory, plan, k)}
+    total = sum(map(len, parts.values()))
+    progress = Progress(f"extract {split}", total, start=total - sum(map(len, missing.values())))
+    # A device always encodes as many crops at once, so that their number is not what decides a tie between two codes.
+    at_a_time = min(max(1, extract.batch_size // crops.number), extract.shard_size, len(source))
+    for k, part in missing.items():
+        records.write_shard(directory, plan, k, encoded(part, encode, at_a_time, progress))
+    progress.close()
+    distributed.wait()
+    if not jax.process_index():
+        records.finish(directory)
+    distributed.wait()
+
+
+def check(directory: Path, found: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+    """Refuse, by name, what made other tokens than these would be; into how many files they are cut is nobody's concern."""
+    for field, value in plan.items():
+        if field != "shards" and found.get(field) != value:
+            raise UserError(f"{directory} has {field} {found.get(field)!r}, not {value!r}; delete it to extract anew.")
+
+
+def own_shards(shards: int) -> range:
+    """This process's, next to each other."""
+    first, last = (i * shards // jax.process_count() for i in (jax.process_index(), jax.process_index() + 1))
+    return range(first, last)
+
+
+def encoded(
+    images: grain.MapDataset, encode: Encode, at_a_time: int, progress: Progress
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches {"ids": (B, n, T, K), "label": (B,)} of images with n crops each, `at_a_time` images a local device."""
+    mesh = sharding.local_mesh()
+
+    def place(batch: dict[str, np.ndarray]) -> tuple[jax.Array, np.ndarray]:
+        crops = batch["image"]  # (B, n, H, W, C)
+        filling = np.zeros((mesh.size * at_a_time - len(crops), *crops.shape[1:]), crops.dtype)
+        pixels = to_float(np.concatenate([crops, filling]).reshape(-1, *crops.shape[2:]))
+        return jax.device_put(pixels, sharding.batch_sharding(mesh)), batch["label"]
+
+    batches = process_batches(images, mesh.size * at_a_time, drop_remainder=False)
+    with contextlib.closing(prefetch(batches, place, depth=1)) as placed:
+        for pixels, labels in placed:
+            with jax.set_mesh(mesh):
+                ids = np.asarray(encode(pixels))
+            yield {"ids": ids.reshape(mesh.size * at_a_time, -1, *ids.shape[1:])[: len(labels)], "label": labels}
+            progress.update(progress.done + len(labels))
 
 
 def count_frequencies(directory: Path, codes: int, width: int) -> None:
-    """Of the training images' codes, where they are not counted yet."""
+    """Of the training images' codes, where they are not counted yet; of all crops, or as many as memory is likely to hold."""
     path = directory / FREQUENCIES
-    if not path.exists():
-        batches = token_batches(directory / "train", batch_size=1024, seed=0, repeat=False)
-        count_codes(path, batches, codes, width)
+    if path.exists() or jax.process_index():
+        return
+    manifest = records.read_manifest(directory / "train")
+    assert manifest is not None  # extracted just now
+    crops, kept = manifest["crops"]["number"], max(1, MOST_COUNTED // (manifest["records"] * manifest["positions"]))
+    batches = records.token_batches(directory / "train", batch_size=1024, seed=0, repeat=False)
+    count_codes(path, (some_crops(batch, crops, kept) for batch in batches), codes, width)
+
+
+def some_crops(batch: Mapping[str, np.ndarray], crops: int, kept: int) -> dict[str, np.ndarray]:
+    """`kept` of every image's `crops`, which lie side by side; those of the next image begin at the next crop."""
+    image, crop = np.divmod(np.arange(len(batch["label"])), crops)
+    return {name: array[(crop - image) % crops < kept] for name, array in batch.items()}

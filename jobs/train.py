@@ -80,6 +80,7 @@ def forecast_stage(
 ) -> tuple[Any, Any, Heldout]:
     """Forecasting heads of the trained generator, for drafts of the config's sampler."""
     need_classes(config, "train")
+    extract.run(config, workdir)
     spec = token_spec(describe_tokenizer(config))
     description, generator = describe_forecast(config, spec), describe_generator(config, spec, scan_layers=False)
     params, _ = load("generator", describe_generator(config, spec, scan_layers=True), workdir)

@@ -82,6 +82,7 @@ def complete(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
         config[section] = defaults[section]
     config.experiment = config.get("experiment", defaults.experiment)
     config.forecast = config.get("forecast", defaults.forecast)
+    config.extract = ConfigDict({**defaults.extract, **config.extract})
     for stage, fields in defaults.training.items():
         config.training[stage] = ConfigDict({**fields, **config.training.get(stage, {})})
     return config

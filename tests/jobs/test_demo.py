@@ -124,16 +124,6 @@ def test_tokens_of_another_tokenizer_are_refused_and_kept(workdir, tmp_path):
     assert (copy / "tokens/train/manifest.json").read_bytes() == manifest
 
 
-def test_interrupted_extraction_is_made_whole(workdir, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(workdir, copy)
-    record = (copy / "tokens/test/tokens.array_record").read_bytes()
-    (copy / "tokens/test").rename(copy / "tokens/test.tmp")  # as a killed run leaves it
-    extract.run(read_config(copy), copy)
-    assert (copy / "tokens/test/tokens.array_record").read_bytes() == record
-    assert not (copy / "tokens/test.tmp").exists()
-
-
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
