@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from models.errors import Failed, Stopped, UserError, unknown
-from models.process import use_huge_pages
+from models.process import tune_malloc
 
 JOBS = ("demo", "train", "extract", "sample", "evaluate", "search", "report", "import", "export", "verify")
 SHORT = {"reference": "evaluation.reference", "follow": "evaluation.follow", "features": "sample.features",
@@ -154,6 +154,6 @@ def fail(error: UserError) -> NoReturn:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    tune_malloc()
     logging.set_verbosity(logging.WARNING)
     app.run(main, flags_parser=parse)

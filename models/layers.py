@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -100,12 +101,19 @@ def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[
     """Zero a share `rate` of the entries and scale the others by 1 / (1 - rate); no key, no dropout."""
     if key is None or rate == 0.0:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+    return kept(x, rate, key, x.shape)
 
 
 def drop_path(x: Float[Array, "B *D"], rate: Float[Array, ""] | float, key: jax.Array | None) -> Float[Array, "B *D"]:
     """Zero a residual branch of a share `rate` of the samples (stochastic depth, arXiv:1603.09382); no key, no dropping."""
     if key is None or (isinstance(rate, float) and rate == 0.0):
         return x
-    kept = jax.random.bernoulli(key, 1 - rate, (len(x),) + (1,) * (x.ndim - 1))
-    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+    return kept(x, rate, key, (len(x),) + (1,) * (x.ndim - 1))
+
+
+def kept(
+    x: Float[Array, "*B"], rate: Float[Array, ""] | float, key: jax.Array, shape: tuple[int, ...]
+) -> Float[Array, "*B"]:
+    """x / (1 - rate) where a draw of this shape keeps it, else 0; the draw goes by the name of "dropout"."""
+    mask = checkpoint_name(jax.random.bernoulli(key, 1 - rate, shape), "dropout")
+    return jnp.where(mask, x / (1 - rate), 0).astype(x.dtype)
