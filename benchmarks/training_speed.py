@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.turns import beside, in_turns, matrix_rate, seconds  # before jax: it chooses the CPU
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
 
+from benchmarks.turns import beside, in_turns, matrix_rate, seconds
 from configs import llamagen
 from generator.generator import describe_generator
 from generator.learner import GeneratorLearner

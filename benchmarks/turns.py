@@ -1,13 +1,10 @@
 """What the benchmarks of speed share: programs timed in turns, another one beside them, and what this machine can do."""
 
-import os
 import shlex
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp

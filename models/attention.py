@@ -88,7 +88,7 @@ def of_run(
     *,
     scale: float,
 ) -> Float[Array, "B G hT d"]:
-    """Attention to all keys that the mask leaves; without one, a CPU takes some samples at a time: the scores stay in its cache."""
+    """Attention to the keys that the mask leaves; without one, a CPU takes some samples at a time: scores stay in its cache."""
 
     def some(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         q, k, v = qkv

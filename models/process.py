@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 MALLOC = {
-    "hugetlb": 1,  # ask for huge pages: the kernel clears every page that it gives, and of small ones there are 512 times as many
+    "hugetlb": 1,  # huge pages: the kernel clears each that it gives, and of small ones there are 512 times as many
     "mmap_max": 0,  # nothing in a mapping of its own, which would be given back when it is freed ...
     "trim_threshold": 2**40,  # ... nor the end of the heap,
     "arena_max": 1,  # and one heap, so that what one thread has freed serves the others
