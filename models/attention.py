@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from models import masks
+from models.sharding import pieces
 
 HIDDEN = -1e30  # finite, so that a query that sees nothing gives a mean and not NaN
 IN_CACHE = 2**21  # scores that a CPU core's cache and a little more hold
@@ -51,24 +52,28 @@ def attention(
     G = k_BGSd.shape[1]
     scale = d**-0.5 if scale is None else scale
     q_BGhTd = q_BTHd.reshape(B, T, G, H // G, d).transpose(0, 2, 3, 1, 4)
-    visible = masks.visible(visibility)
+    shared = pieces((T,), ("sequence",)) > 1  # by devices, each of which keeps its own queries, in one run
     parts = []
-    for (start, stop), (first, last), mask in runs(visible):
+    for (start, stop), (first, last), mask in runs(masks.visible(visibility), T if shared else rows(T)):
         q = q_BGhTd[:, :, :, start:stop].reshape(B, G, -1, d)
         out = of_run(q, k_BGSd[:, :, first:last], v_BGSd[:, :, first:last], mask, scale=scale)
         parts.append(out.reshape(B, G, H // G, stop - start, d))
     return jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
 
 
-def runs(visible: Bool[Array | np.ndarray, "*B T S"]) -> list[Run]:
-    """The runs of a mask; a single one of a mask that is traced, or that hides nothing."""
+def rows(T: int) -> int:
+    """The length of a run of T queries."""
+    return ROWS * -(-T // (ROWS * RUNS))
+
+
+def runs(visible: Bool[Array | np.ndarray, "*B T S"], length: int) -> list[Run]:
+    """The runs of a mask, of so many queries; a single one of a mask that is traced, or that hides nothing."""
     T, S = visible.shape[-2:]
     whole = Run((0, T), (0, S), visible)
     if not isinstance(visible, np.ndarray):
         return [whole]
     if visible.all():
         return [whole._replace(mask=None)]
-    length = ROWS * -(-T // (ROWS * RUNS))
     found = []
     for start in range(0, T, length):
         mask = visible[..., start : start + length, :]

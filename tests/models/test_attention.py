@@ -5,10 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 import models.attention as module
 from models import masks
 from models.masks import INFINITY, Visibility
+from models.sharding import MESH_AXES
+from models.transformer import REMATERIALISATION
 
 
 def arrays(*, batch=2, queries=5, keys=5, heads=4, key_heads=2, width=8, seed=0):
@@ -134,26 +137,39 @@ def scales_then_documents(slots):
     }
 
 
+@pytest.mark.parametrize("in_cache", [module.IN_CACHE, 40_000])
 @pytest.mark.parametrize("name", scales_then_documents(300))
-def test_runs_of_queries_give_what_all_at_once_give(name):
-    """A mask that is traced is not split: values and gradients must agree with those of one that is."""
+def test_runs_of_queries_give_what_all_at_once_give(name, in_cache, monkeypatch):
+    """A mask that is traced is not split: values and gradients must agree with those of one that is, and is rematerialised."""
     known = scales_then_documents(300)[name]
     traced = jax.tree.map(jnp.asarray, known)
     qkv = arrays(queries=300, keys=300, heads=2, key_heads=1, width=4)
     weight = jnp.asarray(np.random.default_rng(3).normal(size=qkv[0].shape), jnp.float32)
-    loss = jax.value_and_grad(lambda qkv, visibility: (attention(*qkv, visibility) * weight).sum())
-    split = jax.jit(lambda qkv: loss(qkv, known))(qkv)
-    dense = jax.jit(loss)(qkv, traced)
+    loss = lambda qkv, visibility: (attention(*qkv, visibility) * weight).sum()  # noqa: E731
+    dense = jax.jit(jax.value_and_grad(loss))(qkv, traced)
+    monkeypatch.setattr(module, "IN_CACHE", in_cache)
+    kept = jax.checkpoint(lambda qkv: loss(qkv, known), policy=REMATERIALISATION["none"])
+    split = jax.jit(jax.value_and_grad(kept))(qkv)
     np.testing.assert_allclose(split[0], dense[0], rtol=1e-5)
     for found, expected in zip(split[1], dense[1]):
         np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_devices_that_share_a_sequence_keep_their_queries_in_one_run():
+    q, k, v = arrays(batch=1, queries=256, keys=256)
+    products = lambda: str(jax.make_jaxpr(lambda q: attention(q, k, v, masks.causal(256)))(q)).count("dot_general")  # noqa: E731
+    assert products() == 4  # scores and values of two runs
+    axes = (AxisType.Auto,) * len(MESH_AXES)
+    for sizes, expected in [((2, 1, 1, 1), 4), ((1, 1, 1, 2), 2)]:
+        with jax.sharding.use_abstract_mesh(AbstractMesh(sizes, MESH_AXES, axis_types=axes)):
+            assert products() == expected
 
 
 def test_runs_cover_every_query_once_and_every_key_that_it_sees():
     for slots in (1, 127, 257, 680, 3000):
         for visibility in scales_then_documents(slots).values():
             visible = masks.visible(visibility)
-            found = module.runs(visible)
+            found = module.runs(visible, module.rows(slots))
             assert len(found) <= module.RUNS
             covered = np.zeros_like(visible)
             for (start, stop), (first, last), mask in found:
@@ -182,9 +198,9 @@ def test_a_query_that_sees_nothing_takes_the_mean_of_all_values():
     q, k, v = arrays(batch=1, queries=300, keys=300, width=4)
     visibility = masks.causal(300)
     blind = visibility._replace(q_time=np.where(np.arange(300) == 200, -1, visibility.q_time).astype(np.int32))
-    out = attention(q, k, v, blind)
+    out, others = jax.jit(lambda q: (attention(q, k, v, blind), attention(q, k, v, visibility)))(q)
     np.testing.assert_allclose(out[0, 200, ::2], v[0].mean(axis=0), atol=1e-5)
-    np.testing.assert_allclose(out[0, 201:], attention(q, k, v, visibility)[0, 201:], atol=1e-6)
+    np.testing.assert_allclose(out[0, 201:], others[0, 201:], atol=1e-6)
 
 
 def test_the_backward_pass_keeps_weights_once_and_their_name_finds_them(capsys):
