@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from models import distributed
 from models.errors import Failed, Stopped, UserError, unknown
-from models.process import use_huge_pages
+from models.process import tune_malloc
 
 JOBS = ("demo", "train", "extract", "sample", "evaluate", "search", "report", "import", "export", "verify")
 SHORT = {"reference": "evaluation.reference", "follow": "evaluation.follow", "features": "sample.features",
@@ -163,6 +163,6 @@ def fail(error: UserError) -> NoReturn:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    tune_malloc()
     logging.set_verbosity(logging.WARNING)
     app.run(main, flags_parser=parse)

@@ -50,7 +50,7 @@ from jobs.networks import find_classifier
 from jobs.sample import Sampler, Samples
 from jobs.workdir import complete, prepare, read_config
 from models.errors import UserError, unknown
-from models.process import use_huge_pages
+from models.process import tune_malloc
 from tokenizer.tokenizer import describe_tokenizer, token_spec
 
 DEFAULTS = base.get_config().sampler
@@ -372,7 +372,7 @@ def setting_of(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    tune_malloc()
     try:
         main()
     except UserError as error:

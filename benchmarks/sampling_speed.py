@@ -10,10 +10,7 @@ line on its standard input it samples the same once and prints the seconds that 
 import argparse
 import json
 import os
-import shlex
 import statistics
-import subprocess
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,15 +19,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 
+from benchmarks.turns import beside, in_turns, matrix_rate, read_rate, seconds
 from configs import llamagen, var
 from generator.generator import describe_generator
 from generator.sampling.samplers import build_sampler
 from jobs.feeds import FEEDS
-from models.process import use_huge_pages
+from models.process import tune_malloc
 from tokenizer.tokenizer import describe_tokenizer, token_spec
-
-STREAM = 2**27  # floats that are summed to measure bandwidth
-SQUARE = 2048  # side of the matrices that measure the matrix rate
 
 
 class Case(NamedTuple):
@@ -86,28 +81,6 @@ def matrices(shapes: Any) -> int:
     return sum(leaf.size for path, leaf in found if leaf.ndim == 2 and "modulation" not in jax.tree_util.keystr(path))
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """How long a call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def asked(other: Any) -> float:
-    """How long the other program says that it took."""
-    print("once", file=other.stdin, flush=True)
-    return float(other.stdout.readline())
-
-
-def machine() -> tuple[float, float]:
-    """Bytes/s that can be read, operations/s of a matrix product; the best of several."""
-    stream, square = jnp.ones(STREAM), jnp.ones((SQUARE, SQUARE))
-    add, product = jax.jit(jnp.sum), jax.jit(jnp.matmul)
-    read = min(seconds(lambda: add(stream).block_until_ready()) for _ in range(8))
-    multiply = min(seconds(lambda: product(square, square).block_until_ready()) for _ in range(8))
-    return 4 * STREAM / read, 2 * SQUARE**3 / multiply
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,30 +92,22 @@ def main() -> None:
     run, calls = sampling(case)
     timed: dict[str, Callable[[], float]] = {"ours": lambda: seconds(run)}
     if options.beside:
-        other = subprocess.Popen(shlex.split(options.beside), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        timed["beside"] = lambda: asked(other)
-    times: dict[str, list[float]] = {name: [] for name in timed}
-    measured = [machine()]
-    for turn in range(options.rounds + 1):
-        for name, measure in timed.items():
-            took = measure()
-            if turn:  # the first round is warm-up
-                times[name].append(took)
-    measured.append(machine())
-    bandwidth, rate = (max(found) for found in zip(*measured))
+        timed["beside"] = beside(options.beside)
+    measured = in_turns(timed | {"bandwidth": read_rate, "rate": matrix_rate}, options.rounds)
+    bandwidth, rate = max(measured["bandwidth"]), max(measured["rate"])
     floor = sum(max(read / bandwidth, operations / rate) for read, operations in calls)
-    ours = statistics.median(times["ours"])
+    ours = statistics.median(measured["ours"])
     found = {
-        "case": options.case, "images": case.images, "calls": len(calls), "seconds": times["ours"],
+        "case": options.case, "images": case.images, "calls": len(calls), "seconds": measured["ours"],
         "images_per_second": case.images / ours, "floor_seconds": floor, "times_the_floor": ours / floor,
         "bandwidth_gb_per_second": bandwidth / 1e9, "matrix_gflop_per_second": rate / 1e9,
         "load_average": os.getloadavg()[0],
     }  # fmt: skip
     if options.beside:
-        found |= {"beside_seconds": times["beside"], "ratio": statistics.median(times["beside"]) / ours}
+        found |= {"beside_seconds": measured["beside"], "ratio": statistics.median(measured["beside"]) / ours}
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    tune_malloc()
     main()

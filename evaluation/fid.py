@@ -21,7 +21,7 @@ from evaluation.features import inception_extractor
 from evaluation.inception import load_inception
 from evaluation.references import open_reference
 from models.errors import UserError
-from models.process import use_huge_pages
+from models.process import tune_malloc
 
 SEED = 0  # of KID's subsets and the Inception score's splits
 BESIDE = {True: ("sfid", "inception_score", "inception_score_std"), False: ()}  # whether features are the 2048
@@ -99,5 +99,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    tune_malloc()
     sys.exit(main())

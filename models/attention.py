@@ -1,14 +1,34 @@
 """Softmax attention under visibility intervals."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
 
 from models import masks
+from models.sharding import pieces
 
 HIDDEN = -1e30  # finite, so that a query that sees nothing gives a mean and not NaN
 IN_CACHE = 2**21  # scores that a CPU core's cache and a little more hold
+ROWS = 128  # queries of a run, or a multiple
+RUNS = 8  # of a sequence at most: each is code of its own
+
+
+class Run(NamedTuple):
+    """Consecutive queries, and the keys that somebody of them sees.
+
+    Attributes:
+      queries: from where to where.
+      keys: the first that is seen, and the one after the last.
+      mask: who sees what of them; None where everybody sees everything.
+    """
+
+    queries: tuple[int, int]
+    keys: tuple[int, int]
+    mask: Bool[Array | np.ndarray, "*B t s"] | None
 
 
 def attention(
@@ -24,40 +44,87 @@ def attention(
     Keys and values come head by head: one matrix product a (sample, key head), each over memory that lies together, is what
     XLA's CPU and TPU back ends are fastest at; with the heads inside, attention to a cache takes a CPU three times as long.
     Query head h reads key/value head h // (H / G): grouped-query attention where G < H, with G dividing H.
+
+    Where the mask is known before anything runs, the queries go in runs, and a run computes no score of keys that nobody of
+    it sees: of a causal mask over 256 slots a quarter is never computed, and of long sequences nearly half.
     """
     B, T, H, d = q_BTHd.shape
-    G, S = k_BGSd.shape[1:3]
+    G = k_BGSd.shape[1]
     scale = d**-0.5 if scale is None else scale
-    q = q_BTHd.reshape(B, T, G, H // G, d).transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * T, d)
-    visible = masks.visible(visibility)
-    if isinstance(visible, np.ndarray) and visible.all():  # known before anything runs: nothing to hide
-        out = unmasked(q, k_BGSd, v_BGSd, scale=scale)
-    else:
-        scores = jnp.einsum("bgtd,bgsd->bgts", q, k_BGSd, preferred_element_type=jnp.float32) * scale
-        mask = jnp.asarray(visible).reshape(-1, 1, 1, T, S)
-        scores = jnp.where(mask, scores.reshape(B, G, H // G, T, S), HIDDEN)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v_BGSd.dtype).reshape(B, G, H // G * T, S)
-        out = jnp.einsum("bgts,bgsd->bgtd", weights, v_BGSd)
-    return out.reshape(B, G, H // G, T, d).transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
+    q_BGhTd = q_BTHd.reshape(B, T, G, H // G, d).transpose(0, 2, 3, 1, 4)
+    shared = pieces((T,), ("sequence",)) > 1  # by devices, each of which keeps its own queries, in one run
+    parts = []
+    for (start, stop), (first, last), mask in runs(masks.visible(visibility), T if shared else rows(T)):
+        q = q_BGhTd[:, :, :, start:stop].reshape(B, G, -1, d)
+        out = of_run(q, k_BGSd[:, :, first:last], v_BGSd[:, :, first:last], mask, scale=scale)
+        parts.append(out.reshape(B, G, H // G, stop - start, d))
+    return jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
 
 
-def unmasked(
-    q: Float[Array, "B G T d"], k: Float[Array, "B G S d"], v: Float[Array, "B G S d"], *, scale: float
-) -> Float[Array, "B G T d"]:
-    """Attention that sees everything; a CPU takes some samples at a time, so that the scores stay in its cache."""
+def rows(T: int) -> int:
+    """The length of a run of T queries."""
+    return ROWS * -(-T // (ROWS * RUNS))
+
+
+def runs(visible: Bool[Array | np.ndarray, "*B T S"], length: int) -> list[Run]:
+    """The runs of a mask, of so many queries; a single one of a mask that is traced, or that hides nothing."""
+    T, S = visible.shape[-2:]
+    whole = Run((0, T), (0, S), visible)
+    if not isinstance(visible, np.ndarray):
+        return [whole]
+    if visible.all():
+        return [whole._replace(mask=None)]
+    found = []
+    for start in range(0, T, length):
+        mask = visible[..., start : start + length, :]
+        seen = np.flatnonzero(mask.any(axis=tuple(range(mask.ndim - 1))))
+        blind = not mask.any(axis=-1).all()  # a query that sees nothing takes the mean of everything
+        first, last = (0, S) if blind else (int(seen[0]), int(seen[-1]) + 1)
+        mask = mask[..., first:last]
+        found.append(Run((start, min(start + length, T)), (first, last), None if mask.all() else mask))
+    return found
+
+
+def of_run(
+    q: Float[Array, "B G hT d"],
+    k: Float[Array, "B G S d"],
+    v: Float[Array, "B G S d"],
+    mask: Bool[Array | np.ndarray, "*B T S"] | None,
+    *,
+    scale: float,
+) -> Float[Array, "B G hT d"]:
+    """Attention to the keys that the mask leaves; without one, a CPU takes some samples at a time: scores stay in its cache."""
 
     def some(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         q, k, v = qkv
         scores = jnp.einsum("...td,...sd->...ts", q, k, preferred_element_type=jnp.float32) * scale
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+        if mask is not None:
+            hidden = ~jnp.asarray(mask).reshape(-1, 1, 1, *mask.shape[-2:])
+            shape = scores.shape
+            by_head = scores.reshape(*shape[:2], -1, *mask.shape[-2:])  # (B, G, H / G, T, S)
+            scores = jnp.where(hidden, HIDDEN, by_head).reshape(shape)
+        weights = exponential(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         out = jnp.einsum("...ts,...sd->...td", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
         # Their sum divides the few numbers that come out, not all the weights.
         return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
     B, G, T, _ = q.shape
     samples = max(IN_CACHE // (G * T * k.shape[2]), 1)
-    if samples >= B:
+    if mask is not None or samples >= B:
         return some((q, k, v))
     return jax.lax.platform_dependent(
         q, k, v, cpu=lambda *qkv: jax.lax.map(some, qkv, batch_size=samples), default=lambda *qkv: some(qkv)
     )
+
+
+@jax.custom_jvp
+def exponential(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """e^x; where it is differentiated, under the name "attention": all that the backward pass must know of the scores."""
+    return jnp.exp(x)
+
+
+@exponential.defjvp
+def exponential_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
+    """The derivative is the named value itself, where that of `jnp.exp` would be another, nameless one."""
+    y = checkpoint_name(jnp.exp(primals[0]), "attention")
+    return y, y * tangents[0]

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from models.sharding import gathered, splits
 
 Initializer = Callable[..., jax.Array]
+LEVELS = 2**16  # of the shares that dropout knows
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # what arithmetic runs in; parameters are float32
 
 
@@ -97,15 +99,25 @@ class LayerNorm(nnx.Module):
 
 
 def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[Array, "*B"]:
-    """Zero a share `rate` of the entries and scale the others by 1 / (1 - rate); no key, no dropout."""
+    """Zero a share `rate` of the entries and scale the others so that the mean stays; no key, no dropout.
+
+    An entry takes 16 random bits, so that the share is a multiple of 2^-16, as the scale is told.
+    """
     if key is None or rate == 0.0:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+    threshold = round((1 - rate) * LEVELS)
+    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
+    draws = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+    return kept(x, draws < threshold, threshold / LEVELS)
 
 
 def drop_path(x: Float[Array, "B *D"], rate: Float[Array, ""] | float, key: jax.Array | None) -> Float[Array, "B *D"]:
     """Zero a residual branch of a share `rate` of the samples (stochastic depth, arXiv:1603.09382); no key, no dropping."""
     if key is None or (isinstance(rate, float) and rate == 0.0):
         return x
-    kept = jax.random.bernoulli(key, 1 - rate, (len(x),) + (1,) * (x.ndim - 1))
-    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+    return kept(x, jax.random.bernoulli(key, 1 - rate, (len(x),) + (1,) * (x.ndim - 1)), 1 - rate)
+
+
+def kept(x: Float[Array, "*B"], mask: Bool[Array, "..."], share: Float[Array, ""] | float) -> Float[Array, "*B"]:
+    """x / share where the mask says so, else 0; the backward pass finds the mask under the name "dropout"."""
+    return jnp.where(checkpoint_name(mask, "dropout"), x / share, 0).astype(x.dtype)

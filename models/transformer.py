@@ -24,9 +24,14 @@ Modulation = Float[Array, "B 6 D"]  # gates, scales, shifts of both branches: ga
 Modulations = tuple[list[Modulation | None], Float[Array, "B 2 D"] | None]  # of the blocks, of the last norm
 Slots = Int[Array | np.ndarray, "n"] | Int[Array, "B n"]
 
+KEEP_PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMATERIALISATION: dict[str, Any] = {
-    "none": None,  # every activation is kept for the backward pass
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # dense products are kept, the rest is redone
+    # All that is dear to redo: dense products, attention's weights, masks of dropout. The cheap rest is quicker redone than
+    # kept, even on a CPU: that is memory written, read and given back.
+    "none": jax.checkpoint_policies.save_from_both_policies(
+        KEEP_PRODUCTS, jax.checkpoint_policies.save_only_these_names("attention", "dropout")
+    ),
+    "dots": KEEP_PRODUCTS,  # dense products are kept, the rest is redone
     "full": jax.checkpoint_policies.nothing_saveable,  # only each layer's input is kept
 }
 LARGEST_LOG_SCALE = float(np.log(100))  # of l2-normalised queries
@@ -307,9 +312,8 @@ class Transformer(nnx.Module):
             by = block.modulation_by(active, shared)
             return block(x, table, visibility, modulation=by, drop=drop, key=layer_key)[0], None
 
-        if of.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMATERIALISATION[of.remat], prevent_cse=False)
-        x, _ = jax.lax.scan(layer, x, (stacked, jnp.arange(of.depth)))
+        kept = jax.checkpoint(layer, policy=REMATERIALISATION[of.remat], prevent_cse=False)
+        x, _ = jax.lax.scan(kept, x, (stacked, jnp.arange(of.depth)))
         return self.last(x, self.modulation_of_last(active))
 
     def init_cache(self, batch: int, slots: int) -> list[Cache]:

@@ -1,11 +1,17 @@
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 import models.attention as module
 from models import masks
 from models.masks import INFINITY, Visibility
+from models.sharding import MESH_AXES
+from models.transformer import REMATERIALISATION
 
 
 def arrays(*, batch=2, queries=5, keys=5, heads=4, key_heads=2, width=8, seed=0):
@@ -113,3 +119,95 @@ def test_a_few_samples_at_a_time_give_what_all_at_once_give(samples, monkeypatch
     found = attention(q, k, v, masks.bidirectional(5))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert "while" in jax.jit(lambda q: attention(q, k, v, masks.bidirectional(5))).lower(q).as_text()
+
+
+def scales_then_documents(slots):
+    """Masks over so many slots whose runs differ: one is all seen, one starts late, one is seen in part."""
+    group = np.searchsorted([1, 5, 14, 30, 55, 91, 155, 255, 424], np.arange(slots), side="right").astype(np.int32)
+    document = np.arange(slots, dtype=np.int32) // 200
+    ends = (200 * (document + 1)).astype(np.int32)
+    return {
+        "causal": masks.causal(slots),
+        "scales": masks.grouped(group),
+        "documents": Visibility(masks.causal(slots).q_time, masks.causal(slots).k_start, ends),
+        "window": Visibility(
+            masks.causal(slots).q_time, masks.causal(slots).k_start, np.arange(slots, dtype=np.int32) + 9
+        ),
+        "two samples": jax.tree.map(lambda a, b: np.stack([a, b]), masks.causal(slots), masks.grouped(group)),
+    }
+
+
+@pytest.mark.parametrize("in_cache", [module.IN_CACHE, 40_000])
+@pytest.mark.parametrize("name", scales_then_documents(300))
+def test_runs_of_queries_give_what_all_at_once_give(name, in_cache, monkeypatch):
+    """A mask that is traced is not split: values and gradients must agree with those of one that is, and is rematerialised."""
+    known = scales_then_documents(300)[name]
+    traced = jax.tree.map(jnp.asarray, known)
+    qkv = arrays(queries=300, keys=300, heads=2, key_heads=1, width=4)
+    weight = jnp.asarray(np.random.default_rng(3).normal(size=qkv[0].shape), jnp.float32)
+    loss = lambda qkv, visibility: (attention(*qkv, visibility) * weight).sum()  # noqa: E731
+    dense = jax.jit(jax.value_and_grad(loss))(qkv, traced)
+    monkeypatch.setattr(module, "IN_CACHE", in_cache)
+    kept = jax.checkpoint(lambda qkv: loss(qkv, known), policy=REMATERIALISATION["none"])
+    split = jax.jit(jax.value_and_grad(kept))(qkv)
+    np.testing.assert_allclose(split[0], dense[0], rtol=1e-5)
+    for found, expected in zip(split[1], dense[1]):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_devices_that_share_a_sequence_keep_their_queries_in_one_run():
+    q, k, v = arrays(batch=1, queries=256, keys=256)
+    products = lambda: str(jax.make_jaxpr(lambda q: attention(q, k, v, masks.causal(256)))(q)).count("dot_general")  # noqa: E731
+    assert products() == 4  # scores and values of two runs
+    axes = (AxisType.Auto,) * len(MESH_AXES)
+    for sizes, expected in [((2, 1, 1, 1), 4), ((1, 1, 1, 2), 2)]:
+        with jax.sharding.use_abstract_mesh(AbstractMesh(sizes, MESH_AXES, axis_types=axes)):
+            assert products() == expected
+
+
+def test_runs_cover_every_query_once_and_every_key_that_it_sees():
+    for slots in (1, 127, 257, 680, 3000):
+        for visibility in scales_then_documents(slots).values():
+            visible = masks.visible(visibility)
+            found = module.runs(visible, module.rows(slots))
+            assert len(found) <= module.RUNS
+            covered = np.zeros_like(visible)
+            for (start, stop), (first, last), mask in found:
+                covered[..., start:stop, first:last] = True if mask is None else mask
+            np.testing.assert_array_equal(covered, visible)
+            edges = [edge for run in found for edge in run.queries]
+            assert edges == [0, *np.repeat(edges[1:-1:2], 2), slots]
+
+
+@pytest.mark.parametrize(("slots", "share"), [(256, 3 / 4), (1024, 9 / 16)])
+def test_causal_attention_leaves_out_scores_that_nobody_sees(slots, share):
+    q, k, v = arrays(batch=1, queries=slots, keys=slots, heads=1, key_heads=1, width=8)
+    known, traced = masks.causal(slots), jax.tree.map(jnp.asarray, masks.causal(slots))
+    text = [
+        str(jax.make_jaxpr(lambda q, visibility=visibility: attention(q, k, v, visibility))(q))
+        for visibility in (known, traced)
+    ]
+    products = [
+        sum(math.prod(map(int, size)) for size in re.findall(r"f32\[1,1,(\d+),(\d+)\] = dot_general", t)) for t in text
+    ]
+    values = slots * 8  # of the second product
+    assert (products[0] - values) / (products[1] - values) == share
+
+
+def test_a_query_that_sees_nothing_takes_the_mean_of_all_values():
+    q, k, v = arrays(batch=1, queries=300, keys=300, width=4)
+    visibility = masks.causal(300)
+    blind = visibility._replace(q_time=np.where(np.arange(300) == 200, -1, visibility.q_time).astype(np.int32))
+    out, others = jax.jit(lambda q: (attention(q, k, v, blind), attention(q, k, v, visibility)))(q)
+    np.testing.assert_allclose(out[0, 200, ::2], v[0].mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(out[0, 201:], others[0, 201:], atol=1e-6)
+
+
+def test_the_backward_pass_keeps_weights_once_and_their_name_finds_them(capsys):
+    q, k, v = arrays(batch=2, queries=8, keys=8)
+    policy = jax.checkpoint_policies.save_only_these_names("attention")
+    kept = jax.checkpoint(lambda q, k, v: attention(q, k, v, masks.causal(8)).sum(), policy=policy)
+    jax.ad_checkpoint.print_saved_residuals(kept, q, k, v)
+    saved = [line for line in capsys.readouterr().out.splitlines() if "argument" not in line and "f32" in line]
+    assert len(saved) == 1
+    assert saved[0].startswith("f32[2,2,16,8]")  # (B, G, H / G T, S)

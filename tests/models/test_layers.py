@@ -51,13 +51,24 @@ def test_embedding_looks_rows_up():
     np.testing.assert_array_equal(table(ids), np.asarray(table.table[...])[ids])
 
 
-def test_dropout_zeroes_a_share_and_keeps_the_mean():
-    x = jnp.ones((200, 500))
-    out = np.asarray(dropout(x, 0.2, jax.random.key(0)))
-    np.testing.assert_allclose(np.unique(out), [0, 1.25])
-    deviation = np.sqrt(0.2 * 0.8 / x.size)
-    assert abs((out == 0).mean() - 0.2) < 4 * deviation
-    assert abs(out.mean() - 1) < 4 * deviation / 0.8
+@pytest.mark.parametrize(("rate", "columns"), [(0.2, 500), (0.1, 501), (0.75, 2), (0.5, 1)])
+def test_dropout_zeroes_a_share_and_keeps_the_mean(rate, columns):
+    x = jnp.ones((100_000 // columns, columns))
+    out = np.asarray(dropout(x, rate, jax.random.key(0)))
+    share = round((1 - rate) * 2**16) / 2**16
+    np.testing.assert_allclose(np.unique(out), [0, 1 / share], rtol=1e-7)
+    deviation = np.sqrt(rate * (1 - rate) / x.size)
+    assert abs((out == 0).mean() - rate) < 4 * deviation
+    assert abs(out.mean() - 1) < 4 * deviation / (1 - rate)
+
+
+def test_neighbours_drop_out_independently():
+    """Two entries share a random word: all four cases of a pair must be as common as chance has it."""
+    out = np.asarray(dropout(jnp.ones((200, 500)), 0.3, jax.random.key(1))) > 0
+    for first, second in [(out[:, ::2], out[:, 1::2]), (out[:, 1:-1:2], out[:, 2::2]), (out[::2], out[1::2])]:
+        for a, b, expected in [(True, True, 0.49), (True, False, 0.21), (False, True, 0.21), (False, False, 0.09)]:
+            found = ((first == a) & (second == b)).mean()
+            assert abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / first.size)
 
 
 def test_dropout_is_off_without_a_key_or_a_rate():

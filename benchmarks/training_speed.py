@@ -1,0 +1,121 @@
+"""Tokens/s of training LlamaGen-B on a CPU: float32, batch 8, 256 tokens, random ones, and how near the matrix rate that is.
+
+python -m benchmarks.training_speed [--rounds=5] [--remat=none] [--beside="COMMAND"] [--json]
+
+A step is the training loop's own, with dropout, clipping, AdamW and the average of the weights. COMMAND is another program to
+time in turns with it: for every line on its standard input it makes one step and prints the seconds that it took. The
+utilisation is what the step's matrix products, three times those of the forward pass, would take at the machine's matrix rate,
+the best that was measured in the same turns, as a share of what the step took; what is computed anew does not count.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+
+from benchmarks.turns import beside, in_turns, matrix_rate, seconds
+from configs import llamagen
+from generator.generator import describe_generator
+from generator.learner import GeneratorLearner
+from models import sharding
+from models.process import tune_malloc
+from models.transformer import REMATERIALISATION
+from tokenizer.tokenizer import describe_tokenizer, token_spec
+from training.loop import compile_step
+from training.step import make_init, place_batch, state_shardings
+
+BATCH = 8
+
+
+def training(remat: str) -> tuple[Callable[[], None], int, float]:
+    """A call that makes a step; its tokens, and the operations of its matrix products."""
+    config = llamagen.get_config("size=B")
+    config.generator.update(dtype="float32", remat=remat)
+    section, mesh = config.training.generator.to_dict(), sharding.make_mesh(config.mesh)
+    spec = token_spec(describe_tokenizer(config))
+    learner = GeneratorLearner(describe_generator(config, spec, scan_layers=True))
+    init, key = make_init(learner, section), jax.random.key(0)
+    places = state_shardings(learner, section, jax.eval_shape(init, key), mesh)
+    with jax.set_mesh(mesh):
+        state = jax.jit(init, out_shardings=places)(key)
+    step, random = compile_step(learner, section, places, mesh, 0), np.random.default_rng(0)
+
+    def once() -> None:
+        nonlocal state
+        ids = random.integers(0, spec.sizes[0], (BATCH, spec.positions, 1), dtype=np.int32)
+        label = random.integers(0, config.data.classes, BATCH, dtype=np.int32)
+        state, metrics = step(state, place_batch({"ids": ids, "label": label}, mesh))
+        float(jax.block_until_ready((state, metrics))[1]["loss"])
+
+    shapes, tokens = learner.description.shapes, BATCH * spec.positions
+    weights = matrices(shapes["transformer"]["blocks"]) + matrices(shapes["head"])
+    seen = (spec.positions + 1) / 2  # keys, of a query on average
+    forward = 2 * tokens * (weights + 2 * seen * config.generator.width * config.generator.depth)
+    return once, tokens, 3 * forward
+
+
+def matrices(shapes: Any) -> int:
+    """Weights that every token is multiplied with, norms' aside."""
+    found = jax.tree_util.tree_leaves_with_path(shapes)
+    return sum(leaf.size for path, leaf in found if "kernel" in jax.tree_util.keystr(path))
+
+
+def cpu_seconds(call: Callable[[], None]) -> tuple[float, float]:
+    """How long a call takes, and how long on all cores together."""
+    before = time.process_time()
+    return seconds(call), time.process_time() - before
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--remat", choices=REMATERIALISATION, default="none")
+    parser.add_argument("--beside", default="", help="another program to time in turns")
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    options = parser.parse_args()
+    step, tokens, operations = training(options.remat)
+    cpu: list[float] = []
+
+    def ours() -> float:
+        took, of_cores = cpu_seconds(step)
+        cpu.append(of_cores)
+        return took
+
+    timed: dict[str, Callable[[], float]] = {"rate": matrix_rate, "ours": ours}
+    if options.beside:
+        timed["beside"] = beside(options.beside)
+    measured = in_turns(timed, options.rounds)
+    took, rate = statistics.median(measured["ours"]), max(measured["rate"])
+    found = {
+        "seconds": measured["ours"], "tokens_per_second": tokens / took, "teraflop": operations / 1e12,
+        "matrix_gflop_per_second": rate / 1e9, "utilisation": operations / took / rate,
+        "best_utilisation": operations / min(measured["ours"]) / rate,
+        "cpu_seconds": statistics.median(cpu[1:]),
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "load_average": os.getloadavg()[0],
+    }  # fmt: skip
+    if options.beside:
+        other = statistics.median(measured["beside"])
+        found |= {
+            "beside_seconds": measured["beside"], "beside_tokens_per_second": tokens / other, "ratio": other / took
+        }  # fmt: skip
+    print(json.dumps(found) if options.json else "\n".join(f"{name:25}{shown(value)}" for name, value in found.items()))
+
+
+def shown(value: Any) -> str:
+    """A number, or several, with three places."""
+    return " ".join(f"{number:.3f}" for number in value) if isinstance(value, list) else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    tune_malloc()
+    main()
