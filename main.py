@@ -18,7 +18,8 @@ from ml_collections import ConfigDict, config_flags
 from models.errors import Failed, Stopped, UserError, unknown
 from models.process import use_huge_pages
 
-JOBS = ("demo", "train", "extract", "sample", "evaluate", "search", "report", "import", "export", "verify")
+JOBS = ("demo", "train", "extract", "sample", "evaluate", "search", "report", "import", "export", "verify",
+        "compile")  # fmt: skip
 SHORT = {"reference": "evaluation.reference", "follow": "evaluation.follow", "features": "sample.features",
          "edit": "sample.edit", "mask": "sample.mask"}  # flags that stand for config fields  # fmt: skip
 MODULES = {"import": "import_"}  # of the jobs whose name is a keyword
@@ -34,6 +35,8 @@ flags.DEFINE_string("mask", None, "sample: an image of its size, white where it 
 flags.DEFINE_string("source", "", "import, export: whose checkpoints, llamagen or var.")
 flags.DEFINE_list("input", [], "import: FILE[,FILE], of a tokenizer, a generator, or both; verify: a folder.")
 flags.DEFINE_list("output", [], "export: FILE[,FILE] to write, tokenizer and generator.")
+flags.DEFINE_string("topology", "", "compile: chips, such as v5e:16x16, v4, v5p, v6e, tpu7x, or h100x8.")
+flags.DEFINE_bool("json", False, "compile: one JSON object in the last line.")
 flags.DEFINE_string("job", "demo", f"What to do: {', '.join(JOBS)}.")
 
 
@@ -48,7 +51,8 @@ def main(argv: list[str]) -> None:
         workdir = Path(flags.FLAGS.workdir or default_workdir())
         # jax is imported only once the command line is right
         module = importlib.import_module(f"jobs.{MODULES.get(job, job)}")
-        initialise_distributed()
+        if job != "compile":
+            initialise_distributed()
         module.run(choose_config(job, workdir), workdir, **further(job))
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on")
@@ -79,6 +83,8 @@ def choose_config(job: str, workdir: Path) -> ConfigDict:
     config.update_from_flattened_dict(config_flags.get_override_values(flag))
     given = {field: flags.FLAGS[name].value for name, field in SHORT.items()}
     config.update_from_flattened_dict({field: value for field, value in given.items() if value is not None})
+    if job == "compile":  # which needs no dataset, and leaves the workdir alone
+        return config
     return run.prepare(config, workdir, write=job in ("demo", "train"))
 
 
@@ -88,6 +94,8 @@ def further(job: str) -> dict[str, Any]:
         if len(flags.FLAGS.input) != 1:
             raise UserError("--job=verify needs --input=DIR, a folder of reference outputs.")
         return {"folder": Path(flags.FLAGS.input[0])}
+    if job == "compile":
+        return {"topology": flags.FLAGS.topology, "as_json": flags.FLAGS.json}
     if job not in ("import", "export"):
         return {}
     if flags.FLAGS.workdir is None:

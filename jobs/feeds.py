@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from generator.generator import describe_generator
 from jobs.workdir import load
 from models.errors import UserError
+from models.modules import Params
 from tokenizer.quantizers.multi_scale import MultiScaleQuantizer
 from tokenizer.tokenizer import Tokenizer, describe_tokenizer, token_spec
 
@@ -64,12 +65,21 @@ FEEDS: dict[str, Callable[[Tokenizer], Any]] = {
 
 def training_feed(config: ConfigDict, workdir: Path) -> Callable[[jax.Array], jax.Array]:
     """ids -> what feeds the config's generator under teacher forcing, by the workdir's tokenizer as it was trained."""
-    tokenizer = describe_tokenizer(config)
-    generator = describe_generator(config, token_spec(tokenizer), scan_layers=True)
-    layout = generator.merge(generator.shapes).layout
-    if layout.feed == "tokens":
+    if layout_feed(config) == "tokens":
         return lambda ids: ids
-    params, _ = load(
-        "tokenizer", tokenizer, workdir
-    )  # of which a program's constants are what it uses: codebook and phi
-    return lambda ids: FEEDS[layout.feed](tokenizer.merge(params)).whole(ids)
+    return feed_by(config, load("tokenizer", describe_tokenizer(config), workdir)[0])
+
+
+def layout_feed(config: ConfigDict) -> str:
+    """What the config's generator is fed with, a name of `FEEDS`."""
+    generator = describe_generator(config, token_spec(describe_tokenizer(config)), scan_layers=True)
+    return generator.merge(generator.shapes).layout.feed
+
+
+def feed_by(config: ConfigDict, params: Params) -> Callable[[jax.Array], jax.Array]:
+    """ids -> what feeds the config's generator under teacher forcing, by these parameters of the tokenizer.
+
+    A program's constants are what it uses of them: codebook and phi.
+    """
+    tokenizer, feed = describe_tokenizer(config), layout_feed(config)
+    return lambda ids: FEEDS[feed](tokenizer.merge(params)).whole(ids)

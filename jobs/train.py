@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def tokenizer_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Any, Heldout]:
     """Images."""
-    learner = TokenizerLearner(describe_tokenizer(config), Losses(**config.losses), config.data.channels)
+    learner = tokenizer_learner(config)
     share = section["batch_size"] // jax.process_count()
     dataset = image_batches(config.data, "train", batch_size=share, seed=config.seed, augment=True, repeat=True)
 
@@ -58,12 +58,21 @@ def generator_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any
     """Tokens, extracted first if they are not there."""
     need_classes(config, "train")
     extract.run(config, workdir)
-    spec = token_spec(describe_tokenizer(config))
-    description = describe_generator(config, spec, scan_layers=True)
-    layout = description.merge(description.shapes).layout
-    weight = progressive(layout, steps=section["steps"], warmup=section["warmup_steps"], **config.objective)
-    learner = GeneratorLearner(description, training_feed(config, workdir), weight)
+    learner = generator_learner(config, training_feed(config, workdir))
     return learner, *token_data(config, workdir, section)
+
+
+def tokenizer_learner(config: ConfigDict) -> TokenizerLearner:
+    """What the loop trains in the tokenizer's stage."""
+    return TokenizerLearner(describe_tokenizer(config), Losses(**config.losses), config.data.channels)
+
+
+def generator_learner(config: ConfigDict, feed: Callable[[jax.Array], jax.Array]) -> GeneratorLearner:
+    """What the loop trains in the generator's stage; `feed` makes of ids what feeds it."""
+    description = describe_generator(config, token_spec(describe_tokenizer(config)), scan_layers=True)
+    layout, section = description.merge(description.shapes).layout, config.training.generator
+    weight = progressive(layout, steps=section.steps, warmup=section.warmup_steps, **config.objective)
+    return GeneratorLearner(description, feed, weight)
 
 
 def forecast_stage(config: ConfigDict, workdir: Path, section: Mapping[str, Any]) -> tuple[Any, Any, Heldout]:
