@@ -1,15 +1,16 @@
 """A program compiled for chips that are not there: does it fit, what does it cost, how fast can it be at best?"""
 
+import math
 import re
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jobs.programs import Program
 from jobs.topologies import Topology
+from models.errors import UserError
 from training.chips import GIB
 from training.costs import Costs, costs_of
 from training.model_flops import model_flops
@@ -50,7 +51,14 @@ def compile_program(program: Program, topology: Topology) -> Record:
         }
     seconds = time.monotonic() - began
     record |= memory(compiled.memory_analysis(), held, topology) | {"compile_seconds": seconds}
-    costs = costs_of(compiled.as_text(), loops=program.calls)
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"jax {jax.__version__} cannot read what this compiler writes; install the one that belongs to it: pip install "
+            f"'jax[tpu]=={jax.__version__}'."
+        ) from error
+    costs = costs_of(text, loops=program.calls)
     return record | bounds(costs, model_flops(traced.jaxpr, loops=program.calls), program, topology)
 
 
@@ -75,7 +83,7 @@ def bounds(costs: Costs, model: float, program: Program, topology: Topology) -> 
     limit = max(seconds, key=lambda name: seconds[name])
     bound = seconds[limit]
     return {
-        "flops_per_step": sum(costs.flops.values()) * len(topology.devices),
+        "flops_per_step": math.fsum(costs.flops.values()) * len(topology.devices),
         "model_flops_per_step": model,
         "recomputed_flops_per_step": costs.recomputed_flops * len(topology.devices),
         "traffic_per_chip": costs.hbm_bytes * devices,
@@ -93,10 +101,8 @@ def bounds(costs: Costs, model: float, program: Program, topology: Topology) -> 
 
 def tree_bytes(tree: Any) -> float:
     """Bytes that one device holds of a tree of shapes with shardings, without padding."""
-    return sum(
-        np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=float) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
+    leaves = jax.tree.leaves(tree)
+    return math.fsum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def out_of_memory(message: str) -> tuple[float, float] | None:

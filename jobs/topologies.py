@@ -84,7 +84,7 @@ def examples() -> list[str]:
 def open_tpus(name: str, family: str) -> Topology:
     """By libtpu, which needs no TPU to compile."""
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("the compiler for TPUs is not installed; pip install 'tessera[aot]', or libtpu.")
+        raise UserError(f"the compiler for TPUs is not installed; pip install 'jax[tpu]=={jax.__version__}'.")
     for variable, value in LIBTPU.items():
         os.environ.setdefault(variable, value)
     kind, example, options = TPUS[family]

@@ -33,10 +33,10 @@ class Chip:
     devices: int = 1
 
 
-def tpu(name: str, peak: float, gib: float, hbm: float, links: float, devices: int = 1) -> Chip:
+def tpu(name: str, peak: float, gib: int, hbm: float, links: float, devices: int = 1) -> Chip:
     """A TPU; float32 of higher precision takes three or six passes of bfloat16."""
     rates = {"bfloat16": peak, "float32": peak, "high": peak / 3, "highest": peak / 6}
-    return Chip(name, rates, gib * GIB, hbm, links, devices)
+    return Chip(name, rates, float(gib * GIB), hbm, links, devices)
 
 
 def gpu(name: str, hbm_bytes: float, hbm: float) -> Chip:

@@ -6,7 +6,6 @@ Read from the compiler's own output, with bodies of loops counted as often as th
 import dataclasses
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable
 
 from training.chips import Chip
@@ -32,13 +31,6 @@ COLLECTIVES: dict[str, Callable[[int], float]] = {
     "collective-broadcast": lambda n: 1.0,
 }
 
-Tally = defaultdict[str, float]
-
-
-def tally() -> Tally:
-    """Sums by name, of nothing yet."""
-    return defaultdict(float)
-
 
 @dataclasses.dataclass
 class Costs:
@@ -53,29 +45,29 @@ class Costs:
       unknown_loops: loops whose length is decided while they run.
     """
 
-    flops: Tally = dataclasses.field(default_factory=tally)
+    flops: dict[str, float] = dataclasses.field(default_factory=dict)
     recomputed_flops: float = 0.0
     hbm_bytes: float = 0.0
-    link_bytes: Tally = dataclasses.field(default_factory=tally)
-    collectives: Tally = dataclasses.field(default_factory=tally)
+    link_bytes: dict[str, float] = dataclasses.field(default_factory=dict)
+    collectives: dict[str, float] = dataclasses.field(default_factory=dict)
     unknown_loops: int = 0
 
-    def add(self, other: "Costs", times: float) -> None:
+    def add(self, other: "Costs", times: int) -> None:
         """Count another's costs so many times."""
         for field in dataclasses.fields(self):
             mine, its = getattr(self, field.name), getattr(other, field.name)
             if isinstance(mine, dict):
                 for name, value in its.items():
-                    mine[name] += times * value
+                    mine[name] = mine.get(name, 0.0) + times * value
             else:
                 setattr(self, field.name, mine + (its if field.name == "unknown_loops" else times * its))
 
     def seconds(self, chip: Chip) -> dict[str, float]:
         """How long each resource is busy at its peak rate: "compute", "memory", "links"."""
         return {
-            "compute": sum(flops / (chip.rates[kind] / chip.devices) for kind, flops in self.flops.items()),
+            "compute": math.fsum(flops * chip.devices / chip.rates[kind] for kind, flops in self.flops.items()),
             "memory": self.hbm_bytes / (chip.hbm_bandwidth / chip.devices),
-            "links": sum(self.link_bytes.values()) / (chip.link_bandwidth / chip.devices),
+            "links": math.fsum(self.link_bytes.values()) / (chip.link_bandwidth / chip.devices),
         }
 
 
@@ -106,7 +98,7 @@ def of_computation(module: Module, computation: Computation, loops: int, known: 
                 total.add(of_computation(module, part, loops, known), loops if trips is None else trips)
         elif opcode == "conditional":  # the dearest branch
             branches = [of_computation(module, part, loops, known) for part in called]
-            total.add(max(branches, key=lambda branch: (sum(branch.flops.values()), branch.hbm_bytes)), 1)
+            total.add(max(branches, key=lambda branch: (math.fsum(branch.flops.values()), branch.hbm_bytes)), 1)
         elif opcode in ("call", "async-start") and called:
             total.add(of_computation(module, called[0], loops, known), 1)
         else:
@@ -125,17 +117,16 @@ def add_work(total: Costs, module: Module, computation: Computation, instruction
             add_work(total, module, inner, part)
         return
     if flops := products(computation, instruction):
-        total.flops[arithmetic(computation, instruction)] += flops
-        if "rematted_computation" in instruction.attributes:
-            total.recomputed_flops += flops
+        again = flops if "rematted_computation" in instruction.attributes else 0.0
+        total.add(Costs({arithmetic(computation, instruction): flops}, again), 1)
     kind = opcode.removesuffix("-start")
     if kind in COLLECTIVES:
         # The compiler's reduce-scatter may be an all-reduce fused with the slice that is kept.
         if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"
-        total.collectives[kind] += 1
-        payload = sum(operand.bytes for operand in computation.operands(instruction))
-        total.link_bytes[kind] += payload * COLLECTIVES[kind](group_size(instruction))
+        payload = math.fsum(operand.bytes for operand in computation.operands(instruction))
+        moved = payload * COLLECTIVES[kind](group_size(instruction))
+        total.add(Costs(link_bytes={kind: moved}, collectives={kind: 1.0}), 1)
 
 
 # ---- arithmetic
@@ -229,12 +220,12 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
         return 0.0
     if opcode in ("copy-start", "slice-start"):
         ends = instruction.arrays[:2]
-        return min(end.bytes for end in ends) * sum(end.space == 0 for end in ends)
+        return math.fsum(min(end.bytes for end in ends) for end in ends if end.space == 0)
     written = in_memory(instruction)
     if opcode == "fusion":
         inner = module.computations[instruction.called()[0]]
         parameters = {int(part.inside): part for part in inner if part.opcode == "parameter"}
-        read = sum(
+        read = math.fsum(
             fused_read(inner, parameters[number])
             for number, operand in enumerate(computation.instructions[name] for name in instruction.operands)
             if in_memory(operand)
@@ -242,18 +233,20 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
         return read + fused_write(inner, instruction)
     if opcode in SLICES:
         touched = instruction.bytes
-        return sum(touched for array in (*operands[0].arrays[:1], *instruction.arrays) if array.space == 0)
+        return math.fsum(touched for array in (*operands[0].arrays[:1], *instruction.arrays) if array.space == 0)
     if opcode == "dynamic-update-slice":
         return 2 * in_memory(operands[1]) if written else in_memory(operands[1])
     if opcode.removesuffix("-start") in COLLECTIVES and opcode.endswith("-start"):
-        own = sum(in_memory(operand) for operand in operands)  # the type names operands and results
+        own = math.fsum(in_memory(operand) for operand in operands)  # the type names operands and results
         return max(written, own) if opcode != "all-reduce-start" else written + own
-    return written + sum(in_memory(operand) for operand in {operand.name: operand for operand in operands}.values())
+    return written + math.fsum(
+        in_memory(operand) for operand in {operand.name: operand for operand in operands}.values()
+    )
 
 
 def in_memory(instruction: Instruction) -> float:
     """Bytes of its result that lie in the device's memory."""
-    return sum(array.bytes for array in instruction.arrays if array.space == 0)
+    return math.fsum(array.bytes for array in instruction.arrays if array.space == 0)
 
 
 def fused_read(inner: Computation, parameter: Instruction) -> float:

@@ -60,7 +60,7 @@ class Instruction:
     @property
     def bytes(self) -> float:
         """Of all its arrays."""
-        return sum(array.bytes for array in self.arrays)
+        return math.fsum(array.bytes for array in self.arrays)
 
     def called(self) -> list[str]:
         """Names of the computations that it calls."""
