@@ -298,6 +298,6 @@ def group_size(instruction: Instruction) -> int:
         return int(shape.split(",")[-1])
     if mesh := instruction.attribute(r"replica_groups=mesh\[([^\]]*)\]"):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh))
-        named = instruction.attribute(r"replica_groups=mesh\[[^\]]*\] *\{([^}]*)\}")
+        named = instruction.attribute(r"replica_groups=mesh\[[^\]]*\][^{]*\{([^}]*)\}")
         return math.prod(int(part or sizes[axis]) for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named))
     return 1
