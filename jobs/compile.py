@@ -149,7 +149,7 @@ def free(record: Mapping[str, Any]) -> str:
     return f"{amount(left)} to spare" if left >= 0 else f"{amount(-left)} too much"
 
 
-def amount(size: float) -> str:
+def amount(size: int | float) -> str:
     """Bytes for people."""
     for unit, name in ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= unit:

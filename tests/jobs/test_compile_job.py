@@ -1,8 +1,9 @@
 """--job=compile: a table, a plan, and one JSON object; by the compiler for TPUs, which needs none."""
 
+import contextlib
+import io
 import json
 
-import jax
 import pytest
 
 from configs import digits
@@ -22,6 +23,7 @@ def tiny_config():
     config.tokenizer.quantizer.update(codes=16, width=4)
     config.generator.update(width=32, depth=3, heads=2, mlp=64)
     config.training.generator.batch_size = 8
+    config.mesh.update(data=-1, fsdp=1)
     config.stages = ("generator",)
     config.sample.batch_size = 4
     return config
@@ -40,7 +42,7 @@ def test_an_unknown_topology_names_those_that_exist(name):
 
 
 def test_sizes_that_do_not_exist_are_refused(topology):
-    with pytest.raises(UserError, match="no topology 'v5e:3x3'.*not divisible"):
+    with pytest.raises(UserError, match=r"no topology 'v5e:3x3'.*not divisible"):
         open_topology("v5e:3x3")
 
 
@@ -80,9 +82,6 @@ def test_memory_that_programs_may_use_is_less_than_there_is(topology):
 @pytest.fixture(scope="module")
 def output(topology, tmp_path_factory):
     """What the job prints, run in this process."""
-    import contextlib
-    import io
-
     text, workdir = io.StringIO(), tmp_path_factory.mktemp("compiled")
     with contextlib.redirect_stdout(text):
         job.run(tiny_config(), workdir, topology="v5e:2x2", as_json=True)
@@ -134,22 +133,23 @@ def test_parameters_optimizer_and_average_are_what_they_weigh(output):
     assert held["parameters"] == held["average"] > 0
     assert held["optimizer"] == 2 * held["parameters"] + 2 * 4  # of two moments, and two counters
     assert held["batch"] == 2 * (64 + 1) * 4  # two rows a chip
-    # Every gradient goes round all four chips once.
-    assert train["links_per_chip"]["all-reduce"] >= 2 * 3 / 4 * held["parameters"]
+    # Every gradient, in float32 like the parameters, is summed over the four chips, and little else.
+    assert train["links_per_chip"]["all-reduce"] == pytest.approx(2 * 3 / 4 * held["parameters"], rel=0.02)
 
 
 @pytest.mark.slow
 def test_a_program_that_is_too_large_is_refused_and_a_plan_is_made(topology, tmp_path, capsys, monkeypatch):
     config = tiny_config()
-    config.training.generator.batch_size = 2**19
+    config.generator.update(width=6144, depth=4, heads=48, mlp=4 * 6144, remat="full")  # 29 GB of state
     monkeypatch.setattr(
-        job, "programs", lambda config, *rest: [item for item in programs(config, *rest) if "train" in item[0]]
+        job, "programs", lambda *given: [item for item in programs(*given) if item[0] == "train generator"]
     )
     job.run(config, tmp_path, topology="v5e:2x2", as_json=True)
     output = capsys.readouterr().out
     found = json.loads(output.splitlines()[-1])
     assert not found["fits"]
-    assert found["bytes_per_chip"] > found["hbm_bytes"]
+    assert found["bytes_per_chip"] > found["programs"][0]["memory"]["parameters"] * 4 > found["hbm_bytes"]
     assert "DOES NOT FIT" in output
-    assert found["plan"]["overrides"]
+    assert found["plan"]["overrides"] == {"mesh.data": 1, "mesh.fsdp": 4}
+    assert found["plan"]["attempts"] == 1
     assert found["plan"]["record"]["fits"]

@@ -131,7 +131,8 @@ def test_vector_memory_is_no_traffic_and_slices_are_what_they_touch():
 @pytest.mark.parametrize(
     ("groups", "devices"),
     [("{{0,1,2,3},{4,5,6,7}}", 4), ("[4,64]<=[64,4]T(1,0)", 64), ("[256]<=[256]", 256), ("mesh['a'=4,'b'=64] {'b'}", 64),
-     ("mesh['a'=8,'b'=1,'c'=2], device_ids=([2,8]T(1,0)) {'a'}", 8), ("mesh['a'=4,'b'=64] {'a','b'}", 256), ("mesh['a'=16] {'a':(1)8}", 8)],
+     ("mesh['a'=8,'b'=1,'c'=2], device_ids=([2,8]T(1,0)) {'a'}", 8), ("mesh['a'=4,'b'=64] {'a','b'}", 256),
+     ("mesh['a'=16] {'a':(1)8}", 8)],
 )  # fmt: skip
 def test_groups_in_every_form(groups, devices):
     text = program(
