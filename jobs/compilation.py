@@ -33,7 +33,7 @@ def compile_program(program: Program, topology: Topology) -> Record:
         traced = program.function.trace(*program.arguments)
         lowered = traced.lower(lowering_platforms=(topology.platform,))
     held = {kind: tree_bytes(tree) * topology.chip.devices for kind, tree in program.kinds.items()}
-    record: Record = {"program": program.name, "fits": True, "chips": topology.chips, "images": program.images}
+    record: Record = {"program": program.name, "chips": topology.chips, "images": program.images}
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -73,7 +73,9 @@ def memory(analysis: Any, held: dict[str, float], topology: Topology) -> Record:
         "padding": max(devices * arguments - sum(held.values()), 0), "temporaries": devices * temporary,
         "new results": devices * new, "program": devices * code,
     }  # fmt: skip
-    return {"bytes_per_chip": devices * peak, "hbm_bytes": usable_bytes(topology), "memory": kinds}
+    usable = usable_bytes(topology)
+    fits = topology.platform == "tpu" or devices * peak <= usable  # a GPU's compiler refuses nothing
+    return {"fits": fits, "bytes_per_chip": devices * peak, "hbm_bytes": usable, "memory": kinds}
 
 
 def bounds(costs: Costs, model: float, program: Program, topology: Topology) -> Record:
