@@ -19,10 +19,11 @@ from models import distributed
 from models.errors import Failed, Stopped, UserError, unknown
 from models.process import tune_malloc
 
-JOBS = ("demo", "train", "extract", "sample", "evaluate", "search", "report", "import", "export", "verify")
+JOBS = ("demo", "train", "extract", "sample", "evaluate", "search", "report", "import", "export", "verify",
+        "compile")  # fmt: skip
 SHORT = {"reference": "evaluation.reference", "follow": "evaluation.follow", "features": "sample.features",
          "edit": "sample.edit", "mask": "sample.mask"}  # flags that stand for config fields  # fmt: skip
-ALONE = ("search", "report", "import", "export", "verify")  # of one process, wherever they are started
+ALONE = ("search", "report", "import", "export", "verify", "compile")  # of one process, wherever they are started
 MODULES = {"import": "import_"}  # of the jobs whose name is a keyword
 ROOT = Path(__file__).resolve().parent
 DEMO = str(ROOT / "configs" / "digits.py")
@@ -41,6 +42,8 @@ flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT of pro
 flags.DEFINE_integer("processes", None, "Their number.")
 flags.DEFINE_integer("process", None, "This one's, from 0.")
 flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for them.", lower_bound=1)
+flags.DEFINE_string("topology", "", "compile: chips, such as v5e:16x16, v4, v5p, v6e, tpu7x, or h100x8.")
+flags.DEFINE_bool("json", False, "compile: one JSON object in the last line.")
 flags.DEFINE_string("job", "demo", f"What to do: {', '.join(JOBS)}.")
 
 
@@ -94,6 +97,8 @@ def choose_config(job: str, workdir: Path) -> ConfigDict:
     config.update_from_flattened_dict(config_flags.get_override_values(flag))
     given = {field: flags.FLAGS[name].value for name, field in SHORT.items()}
     config.update_from_flattened_dict({field: value for field, value in given.items() if value is not None})
+    if job == "compile":  # which needs no dataset, and leaves the workdir alone
+        return config
     return run.prepare(config, workdir, write=job in ("demo", "train"))
 
 
@@ -105,6 +110,8 @@ def further(job: str) -> dict[str, Any]:
         return {"folder": Path(flags.FLAGS.input[0])}
     if job == "train":
         return {"profile": flags.FLAGS.profile}
+    if job == "compile":
+        return {"topology": flags.FLAGS.topology, "as_json": flags.FLAGS.json}
     if job not in ("import", "export"):
         return {}
     if flags.FLAGS.workdir is None:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from generator.generator import describe_generator
 from jobs.workdir import load
 from models.errors import UserError
-from models.modules import Description, Params
+from models.modules import Params
 from tokenizer.quantizers.multi_scale import MultiScaleQuantizer
 from tokenizer.tokenizer import Tokenizer, describe_tokenizer, token_spec
 
@@ -71,18 +71,23 @@ class TrainingFeed(NamedTuple):
 
 
 def training_feed(config: ConfigDict, workdir: Path) -> TrainingFeed:
-    """Of the config's generator, by the workdir's tokenizer as it was trained."""
+    """Of the config's generator, by the workdir's tokenizer as it was trained, where it is asked for."""
     tokenizer = describe_tokenizer(config)
-    generator = describe_generator(config, token_spec(tokenizer), scan_layers=True)
-    layout = generator.merge(generator.shapes).layout
-    if layout.feed == "tokens":
+    known = layout_feed(config) == "tokens"
+    return feed_by(config, tokenizer.shapes if known else load("tokenizer", tokenizer, workdir)[0])
+
+
+def layout_feed(config: ConfigDict) -> str:
+    """What the config's generator is fed with, a name of `FEEDS`."""
+    generator = describe_generator(config, token_spec(describe_tokenizer(config)), scan_layers=True)
+    return generator.merge(generator.shapes).layout.feed
+
+
+def feed_by(config: ConfigDict, params: Params) -> TrainingFeed:
+    """By these parameters of the tokenizer, of which the quantizer's alone are asked for, and only for features."""
+    tokenizer, feed = describe_tokenizer(config), layout_feed(config)
+    if feed == "tokens":
         return TrainingFeed(lambda ids: ids, {})
-    params, _ = load("tokenizer", tokenizer, workdir)
-    return by_codes(tokenizer, layout.feed, params)
-
-
-def by_codes(tokenizer: Description[Tokenizer], feed: str, params: Params) -> TrainingFeed:
-    """A feed that asks the tokenizer's quantizer, whose parameters alone are kept."""
 
     def inputs(ids: jax.Array, quantizer: Params) -> jax.Array:
         return FEEDS[feed](tokenizer.merge({**tokenizer.shapes, "quantizer": quantizer})).whole(ids)

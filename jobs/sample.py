@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from evaluation.pictures import image_grid
-from generator.generator import describe_generator, sampling_params
+from generator.generator import Generator, describe_generator, sampling_params
 from generator.sampling.samplers import build_sampler
 from jobs.aids import AidsOf
 from jobs.conditions import asked_conditions, fingerprints
@@ -22,8 +23,9 @@ from jobs.feeds import FEEDS
 from jobs.workdir import NEWEST, load
 from models import sharding
 from models.files import write_json, write_npz
+from models.modules import Description
 from models.progress import Progress
-from tokenizer.tokenizer import describe_tokenizer, token_spec
+from tokenizer.tokenizer import Tokenizer, describe_tokenizer, token_spec
 from training.step import checksum, place_batch
 
 
@@ -98,21 +100,7 @@ class Sampler:
         self.mesh = sharding.local_mesh()
         self.aids = AidsOf(config, workdir, spec, self.weights["tokenizer"])
 
-        def program(
-            params: Any, aids: Any, condition: Any, indices: jax.Array, frequencies: jax.Array | None
-        ) -> dict[str, jax.Array]:
-            model, decoder = generator.merge(params[0]), tokenizer.merge(params[1])
-            feed = model.layout.feed
-            revise = KEEP[feed](edit, decoder) if edit else None
-            drafting = self.aids(aids, frequencies, decoder)
-            output = sample(model, condition, indices, FEEDS[feed](decoder), aids=drafting, revise=revise)
-            # Mixed codes are those of no tokens.
-            images = decoder.images(output.state) if config.sampler.smooth else decoder.decode(output.tokens)
-            images = blended(edit, decoder, images) if edit else images
-            found = {"images": to_uint8(images), "ids": output.tokens.ids, "calls": output.calls}
-            return found if output.accepted is None else found | {"accepted": output.accepted}
-
-        self.program = jax.jit(program)
+        self.program = jax.jit(sampling_program(config, tokenizer, generator, sample, self.aids, edit))
         self.compiled: dict[int, Any] = {}  # by images a program
 
     def __call__(self, condition: Any, batch_size: int) -> Samples:
@@ -153,6 +141,38 @@ class Sampler:
         kept = min(size, count - start)
         arrays = {name: array[:kept] for name, array in found.items()}
         return {**arrays, "seconds_per_image": np.float64((time.monotonic() - began) / size)}
+
+
+def sampling_program(
+    config: ConfigDict, tokenizer: Description[Tokenizer], generator: Description[Generator], sample: Any, aids: Any,
+    edit: Edit | None = None,
+) -> Callable[..., dict[str, jax.Array]]:  # fmt: skip
+    """(parameters of both, of the aids, condition, indices, frequencies) -> images and how they came about, to be jitted.
+
+    Args:
+      config: of the run.
+      tokenizer: which decodes.
+      generator: with its layers apart.
+      sample: from `build_sampler`.
+      aids: (parameters, frequencies, tokenizer) -> `Aids`.
+      edit: what is painted anew.
+    """
+
+    def program(
+        params: Any, aid_params: Any, condition: Any, indices: jax.Array, frequencies: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        model, decoder = generator.merge(params[0]), tokenizer.merge(params[1])
+        feed = model.layout.feed
+        revise = KEEP[feed](edit, decoder) if edit else None
+        drafting = aids(aid_params, frequencies, decoder)
+        output = sample(model, condition, indices, FEEDS[feed](decoder), aids=drafting, revise=revise)
+        # Mixed codes are those of no tokens.
+        images = decoder.images(output.state) if config.sampler.smooth else decoder.decode(output.tokens)
+        images = blended(edit, decoder, images) if edit else images
+        found = {"images": to_uint8(images), "ids": output.tokens.ids, "calls": output.calls}
+        return found if output.accepted is None else found | {"accepted": output.accepted}
+
+    return program
 
 
 def images_per_second(seconds_per_image: Any) -> float:

@@ -19,7 +19,7 @@ from input_pipeline.pipeline import image_batches
 from input_pipeline.records import token_batches
 from jobs import extract
 from jobs.conditions import need_classes
-from jobs.feeds import training_feed
+from jobs.feeds import TrainingFeed, training_feed
 from jobs.workdir import load
 from models import sharding
 from models.errors import unknown
@@ -49,8 +49,7 @@ def tokenizer_stage(
     config: ConfigDict, workdir: Path, section: Mapping[str, Any], reader: Reader
 ) -> tuple[Any, Any, Heldout]:
     """Images."""
-    learner = TokenizerLearner(describe_tokenizer(config), Losses(**config.losses), config.data.channels)
-    size = section["batch_size"]
+    learner, size = tokenizer_learner(config), section["batch_size"]
     dataset = image_batches(
         config.data, "train", batch_size=size // reader[1], seed=config.seed, augment=True, repeat=True, reader=reader
     )
@@ -67,12 +66,21 @@ def generator_stage(
     """Tokens, extracted first if they are not there."""
     need_classes(config, "train")
     extract.run(config, workdir)
-    spec = token_spec(describe_tokenizer(config))
-    description = describe_generator(config, spec, scan_layers=True)
-    layout = description.merge(description.shapes).layout
-    weight = progressive(layout, steps=section["steps"], warmup=section["warmup_steps"], **config.objective)
-    learner = GeneratorLearner(description, *training_feed(config, workdir), weight)
+    learner = generator_learner(config, training_feed(config, workdir))
     return learner, *token_data(config, workdir, section, reader)
+
+
+def tokenizer_learner(config: ConfigDict) -> TokenizerLearner:
+    """What the loop trains in the tokenizer's stage."""
+    return TokenizerLearner(describe_tokenizer(config), Losses(**config.losses), config.data.channels)
+
+
+def generator_learner(config: ConfigDict, feed: TrainingFeed) -> GeneratorLearner:
+    """What the loop trains in the generator's stage."""
+    description = describe_generator(config, token_spec(describe_tokenizer(config)), scan_layers=True)
+    layout, section = description.merge(description.shapes).layout, config.training.generator
+    weight = progressive(layout, steps=section.steps, warmup=section.warmup_steps, **config.objective)
+    return GeneratorLearner(description, *feed, weight)
 
 
 def forecast_stage(

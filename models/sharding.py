@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from models.errors import UserError
@@ -47,7 +48,9 @@ def make_mesh(config: Mapping[str, int], devices: Sequence[jax.Device] | None = 
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
         asked = " x ".join(f"{axis} {config[axis]}" for axis in MESH_AXES)
         raise UserError(f"mesh {asked} does not fit {len(devices)} devices; the sizes must multiply to that.")
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    # A slice's axes may be split: 64 of 16 x 16 chips are 16 x 4.
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def local_mesh() -> Mesh:

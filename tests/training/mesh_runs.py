@@ -16,7 +16,7 @@ from conftest import make_generator_learner, make_tokenizer_learner, tiny_config
 from configs import digits
 from generator.generator import describe_generator
 from generator.learner import GeneratorLearner
-from jobs.feeds import by_codes
+from jobs.feeds import feed_by
 from models import sharding
 from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.loop import compile_step
@@ -48,7 +48,7 @@ def next_scale():
         "label": rng.integers(0, 10, BATCH).astype(np.int32),
     }
     tokenizer = describe_tokenizer(config)
-    feed = by_codes(tokenizer, "features", tokenizer.init(jax.random.key(3)))
+    feed = feed_by(config, tokenizer.init(jax.random.key(3)))
     learner = GeneratorLearner(describe_generator(config, spec, scan_layers=True), *feed)
     return learner, config.training.generator, batch
 

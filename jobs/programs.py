@@ -1,0 +1,212 @@
+"""The programs that a config's jobs run, as functions and shapes of their arguments: nothing is allocated, no file is read."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from generator.forecast import describe_forecast
+from generator.generator import describe_generator, sampling_params
+from generator.sampling.first_drafts import FIRST_DRAFTS, Pairs
+from generator.sampling.interface import Aids
+from generator.sampling.samplers import ROWS, SAMPLERS, WINDOW, build_sampler, sampler_settings
+from jobs.feeds import feed_by
+from jobs.sample import sampling_program
+from jobs.train import generator_learner, tokenizer_learner
+from models import sharding
+from models.errors import UserError
+from tokenizer.tokenizer import describe_tokenizer, token_spec
+from training.loop import check_batch, compile_step
+from training.step import make_init, state_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled.
+
+    Attributes:
+      name: "train generator", "sample", ...
+      function: jitted.
+      arguments: trees of `jax.ShapeDtypeStruct` with shardings.
+      kinds: what the arguments hold, name -> tree.
+      mesh: that it is traced under.
+      images: that one call is of, on all chips.
+      dtype: of its arithmetic.
+      calls: how often a loop whose length is not known before it runs goes round at least.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    kinds: dict[str, Any]
+    mesh: Mesh
+    images: int
+    dtype: str
+    calls: int = 1
+
+
+Builder = Callable[[], Program]  # raises UserError where the config does not fit the devices
+
+
+def programs(config: ConfigDict, devices: Sequence[jax.Device], platform: str) -> Iterator[tuple[str, Builder]]:
+    """What --job=train, sample and evaluate would compile on these devices, by name."""
+    stages = [stage for stage in config.stages if stage in LEARNERS]
+    for stage in stages:
+        yield f"train {stage}", lambda stage=stage: training(config, stage, devices)
+    if "generator" in stages:
+        yield "sample", lambda: sampling(config, devices, platform)
+    for stage in stages:
+        yield f"evaluate {stage}", lambda stage=stage: heldout(config, stage, devices)
+
+
+# ---- training, and its held-out batches
+
+
+def training(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> Program:
+    """One update of a stage.
+
+    Raises:
+      UserError: mesh or batch do not fit the devices.
+    """
+    section, learner = config.training[stage].to_dict(), LEARNERS[stage](config)
+    mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
+    check_batch(section["batch_size"], section["accumulate"], mesh)
+    state = training_state(learner, section, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    batch = batch_of(config, stage, section["batch_size"], sharding.batch_sharding(mesh))
+    kinds = {"parameters": state["params"], "optimizer": state["optimizer"], "average": state["ema"],
+             "statistics": state["statistics"], "batch": batch}  # fmt: skip
+    frozen = everywhere(learner.frozen, sharding.replicated(mesh))
+    step = compile_step(learner, frozen, section, places, mesh, config.seed).jitted  # type: ignore[attr-defined]
+    return Program(
+        f"train {stage}", step, (state, batch, frozen), kinds, mesh, section["batch_size"], config[stage].dtype
+    )
+
+
+def heldout(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> Program:
+    """The loss of a batch of held-out examples.
+
+    Raises:
+      UserError: mesh or batch do not fit the devices.
+    """
+    section, learner = config.training[stage].to_dict(), LEARNERS[stage](config)
+    mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
+    check_batch(section["batch_size"], 1, mesh)
+    params = training_state(learner, section, mesh)["ema"]
+    batch = batch_of(config, stage, section["batch_size"], sharding.batch_sharding(mesh))
+    frozen = everywhere(learner.frozen, sharding.replicated(mesh))
+    function = jax.jit(lambda params, batch, frozen: learner.heldout(params, batch, **frozen))
+    kinds = {"average": params, "batch": batch}
+    return Program(
+        f"evaluate {stage}", function, (params, batch, frozen), kinds, mesh, section["batch_size"], config[stage].dtype
+    )
+
+
+def training_state(learner: Any, section: dict[str, Any], mesh: Mesh) -> Any:
+    """Shapes and places of the state that the loop trains."""
+    shapes = jax.eval_shape(make_init(learner, section), jax.random.key(0))
+    return placed(shapes, state_shardings(learner, section, shapes, mesh))
+
+
+LEARNERS: dict[str, Callable[[ConfigDict], Any]] = {
+    "tokenizer": tokenizer_learner,
+    "generator": lambda config: generator_learner(config, feed_by(config, describe_tokenizer(config).shapes)),
+}
+
+
+def batch_of(config: ConfigDict, stage: str, count: int, place: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of images, or of tokens."""
+    side, spec = config.data.resolution, token_spec(describe_tokenizer(config))
+    label: dict[str, Any] = {"label": ((), jnp.int32)}
+    examples: dict[str, dict[str, Any]] = {
+        "tokenizer": {"image": ((side, side, config.data.channels), jnp.float32)},
+        "generator": {"ids": ((spec.positions, len(spec.sizes)), jnp.int32)},
+    }
+    return {
+        name: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=place)
+        for name, (shape, dtype) in (examples[stage] | label).items()
+    }
+
+
+# ---- sampling: every host works for itself
+
+
+def sampling(config: ConfigDict, devices: Sequence[jax.Device], platform: str) -> Program:
+    """From labels to pixels, `sample.batch_size` images a host; the parameters lie whole on every chip.
+
+    Raises:
+      UserError: the sampler drafts by a model of which nothing is known here, or is for no such model.
+    """
+    mesh, hosts, images = by_hosts(devices, config.sample.batch_size)
+    tokenizer = describe_tokenizer(config)
+    spec = token_spec(tokenizer)
+    generator = describe_generator(config, spec, scan_layers=False)
+    section = as_on(platform, config, images // hosts, spec.positions)
+    entry = SAMPLERS[section["name"]]
+    asked = entry.asks | (FIRST_DRAFTS[section["first_drafts"]].asks if entry.drafts_first else frozenset())
+    if "draft" in asked:
+        raise UserError(
+            f"sampler {section['name']!r} drafts with a generator of another workdir, which is not compiled here."
+        )
+    forecast = describe_forecast(config, spec) if "forecast" in asked else None
+    whole, split, codes = sharding.replicated(mesh), sharding.batch_sharding(mesh), spec.sizes[0]
+
+    def aids(params: Any, frequencies: jax.Array | None, decoder: Any) -> Aids:
+        return Aids(
+            frequencies, params.get("pairs"), decoder.quantizer.lookup(jnp.arange(codes)[:, None]),
+            forecast=forecast and forecast.merge(params["forecast"]),
+        )  # fmt: skip
+
+    array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
+    pairs = jax.eval_shape(lambda: Pairs(*(jnp.zeros((codes, codes)) for _ in Pairs._fields)))
+    aid_params = ({"pairs": pairs} if "pairs" in asked else {}) | ({"forecast": forecast.shapes} if forecast else {})
+    shapes = jax.eval_shape(
+        lambda params: sampling_params(params, config.generator.depth),
+        describe_generator(config, spec, scan_layers=True).shapes,
+    )
+    rows = (
+        array(images, dtype=jnp.int32), array(images, dtype=jnp.int32),
+        array(images, spec.positions, codes) if "frequencies" in asked else None,
+    )  # fmt: skip
+    params = everywhere((shapes, tokenizer.shapes), whole)
+    sample = build_sampler(section, config.seed, generator.merge(generator.shapes))
+    function = jax.jit(sampling_program(config, tokenizer, generator, sample, aids))
+    arguments = (params, everywhere(aid_params, whole), *everywhere(rows, split))
+    kinds = {"parameters": params, "aids": arguments[1], "batch": arguments[2:]}
+    calls = 1 if section["name"] == "sequential" else -(-spec.positions // section["window"])
+    return Program("sample", function, arguments, kinds, mesh, images, config.generator.dtype, calls)
+
+
+def as_on(platform: str, config: ConfigDict, images: int, positions: int) -> dict[str, Any]:
+    """The config's section `sampler` with the window that it would have on a host of this platform."""
+    section = config.sampler.to_dict()
+    if section["window"] or section["name"] != "fixed_noise":
+        return section | {"window": section["window"] or min(WINDOW, positions)}
+    guided = bool((sampler_settings(section, config.seed).scales(positions) != 1).any())
+    window = min(ROWS[platform] // (images * (1 + guided)), WINDOW, positions)
+    alone = config.generator.layout != "raster" or section["smooth"]  # whose tokens are not drawn one by one
+    return section | ({"name": "sequential"} if window < 2 or alone else {"window": window})
+
+
+def by_hosts(devices: Sequence[jax.Device], images: int) -> tuple[Mesh, int, int]:
+    """A mesh that splits examples alone, the number of hosts, and how many images all of them take at `images` a host."""
+    mesh = sharding.make_mesh({**dict.fromkeys(sharding.MESH_AXES, 1), "data": -1}, devices)
+    hosts = len({device.process_index for device in devices})
+    local = len(devices) // hosts
+    return mesh, hosts, hosts * (images + -images % local)
+
+
+def placed(shapes: Any, places: Any) -> Any:
+    """Shapes with shardings."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
+    )
+
+
+def everywhere(shapes: Any, place: NamedSharding) -> Any:
+    """Shapes with the same sharding."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)

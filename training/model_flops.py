@@ -1,0 +1,136 @@
+"""FLOPs that a step's mathematics asks for, whatever a compiler makes of it: what model FLOPs utilisation is measured in.
+
+Matrix products, convolutions, and kernels by what they say of themselves, two for a multiply-add, counted in the traced
+program. What is computed anew to save memory is not counted (as in PaLM, arXiv:2204.02311, appendix B), and what the trace has
+twice, with the same inputs, counts once, as a compiler would see to it.
+"""
+
+import math
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from training.costs import window_pairs
+
+CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold what a call runs
+REMATERIALISED = "rematted_computation"  # in the names that jax gives to what a backward pass computes again
+
+
+def model_flops(traced: ClosedJaxpr, *, loops: int = 1) -> float:
+    """FLOPs of one call of a traced program (`jax.stages.Traced.jaxpr`), on all devices together.
+
+    Args:
+      traced: the program.
+      loops: how often loops go round whose length is decided while they run.
+
+    Raises:
+      ValueError: a Pallas kernel without `cost_estimate`, which would count as nothing.
+    """
+    jaxpr = traced.jaxpr
+    inputs = [("input", number) for number in range(len(jaxpr.invars))]
+    return Counting(loops).run(jaxpr, inputs, [("constant", id(value)) for value in traced.consts])[0]
+
+
+class Counting:
+    """A walk that knows which values are the same: each is named by its primitive, its inputs and its parameters.
+
+    Args:
+      loops: how often loops of unknown length go round.
+    """
+
+    def __init__(self, loops: int):
+        self.loops, self.seen = loops, {}  # type: ignore[var-annotated]
+
+    def run(self, jaxpr: Jaxpr, inputs: list[Any], constants: list[Any]) -> tuple[float, list[Any]]:
+        """FLOPs, and the names of the results."""
+        names: dict[Any, Any] = dict(zip(jaxpr.invars, inputs)) | dict(zip(jaxpr.constvars, constants))
+        total = 0.0
+
+        def name(atom: Any) -> Any:
+            return ("literal", str(atom.val), str(atom.aval)) if isinstance(atom, Literal) else names[atom]
+
+        for equation in jaxpr.eqns:
+            given = [name(atom) for atom in equation.invars]
+            if REMATERIALISED in str(equation.source_info.name_stack):
+                names |= {
+                    out: (self.number(("again", id(equation), *given)), n) for n, out in enumerate(equation.outvars)
+                }
+                continue
+            flops, results = self.equation(equation, given)
+            total += flops
+            names |= dict(zip(equation.outvars, results))
+        return total, [name(atom) for atom in jaxpr.outvars]
+
+    def number(self, key: Any) -> int:
+        """The same number for the same key."""
+        return self.seen.setdefault(key, len(self.seen))
+
+    def equation(self, equation: Any, given: list[Any]) -> tuple[float, list[Any]]:
+        """FLOPs of an equation that was not met before, and the names of its results."""
+        primitive, params = equation.primitive.name, equation.params
+        if primitive in INSIDE:
+            flops = INSIDE[primitive](self, params)
+            key: Any = (primitive, id(equation), *given)
+        else:
+            called = next((params[kind] for kind in CALLS if kind in params and primitive != "pallas_call"), None)
+            if called is not None:
+                inner = getattr(called, "jaxpr", called)
+                constants = [("constant", id(value)) for value in getattr(called, "consts", ())]
+                return self.run(inner, given[len(given) - len(inner.invars) :], constants)
+            key = (primitive, *given, *((kind, str(value)) for kind, value in sorted(params.items())))
+            flops = 0.0 if key in self.seen else PRODUCTS.get(primitive, nothing)(equation)
+        number = self.number(key)
+        return flops, [(number, place) for place in range(len(equation.outvars))]
+
+    def inside(self, called: Any) -> float:
+        """FLOPs of a computation of its own."""
+        inner = getattr(called, "jaxpr", called)
+        fresh = [("bound", id(called), number) for number in range(len(inner.invars))]
+        return self.run(inner, fresh, [("constant", id(value)) for value in getattr(called, "consts", ())])[0]
+
+
+def nothing(equation: Any) -> float:
+    """Of what is no product."""
+    return 0.0
+
+
+def dot_flops(equation: Any) -> float:
+    """Of `lax.dot_general`."""
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    lhs = equation.invars[0].aval.shape
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(lhs[axis] for axis in contracted)
+
+
+def convolution_flops(equation: Any) -> float:
+    """Of `lax.conv_general_dilated`; padding and what is between dilated entries do not count."""
+    params, numbers = equation.params, equation.params["dimension_numbers"]
+    lhs, rhs = (atom.aval.shape for atom in equation.invars)
+    out = equation.outvars[0].aval.shape
+    pairs = math.prod(
+        window_pairs(
+            size=lhs[numbers.lhs_spec[2 + axis]], kernel=rhs[numbers.rhs_spec[2 + axis]], out=out[numbers.out_spec[2 + axis]],
+            stride=params["window_strides"][axis], low=params["padding"][axis][0], spread=params["lhs_dilation"][axis],
+            dilation=params["rhs_dilation"][axis],
+        )
+        for axis in range(len(lhs) - 2)
+    )  # fmt: skip
+    batch = out[numbers.out_spec[0]] // params["batch_group_count"]
+    return 2.0 * pairs * batch * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]]
+
+
+def kernel_flops(equation: Any) -> float:
+    """Of a Pallas kernel, as it says."""
+    estimate = equation.params.get("cost_estimate")
+    if estimate is None:
+        raise ValueError(
+            f"the kernel {equation.params.get('name_and_src_info', '')} has no cost_estimate; its FLOPs are unknown"
+        )
+    return float(estimate.flops)
+
+
+PRODUCTS = {"dot_general": dot_flops, "conv_general_dilated": convolution_flops, "pallas_call": kernel_flops}
+INSIDE = {  # what runs computations of its own
+    "scan": lambda counting, params: params["length"] * counting.inside(params["jaxpr"]),
+    "while": lambda counting, params: counting.loops * counting.inside(params["body_jaxpr"]),
+    "cond": lambda counting, params: max(counting.inside(branch) for branch in params["branches"]),
+}
