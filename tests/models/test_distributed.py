@@ -79,10 +79,10 @@ class Device:
         self.id, self.process_index = number, process
 
 
-def readers(monkeypatch, processes, shape, axes=sharding.MESH_AXES):
+def readers(monkeypatch, processes, shape):
     """(index, count) of each process, where device i of the mesh is of process processes[i]."""
     devices = np.array([Device(number, process) for number, process in enumerate(processes)]).reshape(shape)
-    mesh, found = Mesh(devices, axes), []
+    mesh, found = Mesh(devices, sharding.MESH_AXES), []
     for process in sorted(set(processes)):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         found.append(sharding.reader_of.__wrapped__(mesh))
@@ -90,23 +90,22 @@ def readers(monkeypatch, processes, shape, axes=sharding.MESH_AXES):
 
 
 def test_each_host_of_a_batch_over_all_devices_reads_its_part(monkeypatch):
-    assert readers(monkeypatch, [0, 0, 1, 1, 2, 2, 3, 3], (2, 4)) == [(0, 4), (1, 4), (2, 4), (3, 4)]
-    assert readers(monkeypatch, [1, 1, 0, 0], (4, 1)) == [(1, 2), (0, 2)]  # in the order of the rows
-    assert readers(monkeypatch, [0, 1, 0, 1], (4, 1)) == [(0, 2), (1, 2)]
-    assert readers(monkeypatch, [0] * 8, (2, 4)) == [(0, 1)]
+    assert readers(monkeypatch, [0, 0, 1, 1, 2, 2, 3, 3], (2, 4, 1, 1)) == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert readers(monkeypatch, [1, 1, 0, 0], (4, 1, 1, 1)) == [(1, 2), (0, 2)]  # in the order of the rows
+    assert readers(monkeypatch, [0, 1, 0, 1], (1, 4, 1, 1)) == [(0, 2), (1, 2)]
+    assert readers(monkeypatch, [0] * 8, (2, 2, 2, 1)) == [(0, 1)]
 
 
 def test_hosts_that_share_examples_along_another_axis_are_one_reader(monkeypatch):
-    axes = (*sharding.MESH_AXES, "other")[-3:] if "other" not in sharding.MESH_AXES else sharding.MESH_AXES
-    monkeypatch.setitem(sharding.RULES, "batch", axes[:1])
-    assert readers(monkeypatch, [0, 1, 2, 3], (2, 1, 2), axes) == [(0, 2), (0, 2), (1, 2), (1, 2)]
-    assert readers(monkeypatch, [0, 1, 2, 3], (1, 1, 4), axes) == [(0, 1)] * 4
+    assert readers(monkeypatch, [0, 1, 2, 3], (2, 1, 2, 1)) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert readers(monkeypatch, [0, 1, 2, 3], (1, 2, 1, 2)) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert readers(monkeypatch, [0, 1, 2, 3], (1, 1, 4, 1)) == [(0, 1)] * 4
+    assert readers(monkeypatch, [0, 0, 1, 1], (2, 1, 2, 1)) == [(0, 2), (1, 2)]
 
 
 def test_hosts_that_share_some_examples_are_refused(monkeypatch):
-    monkeypatch.setitem(sharding.RULES, "batch", ("data",))
     with pytest.raises(UserError, match="unevenly"):
-        readers(monkeypatch, [0, 0, 0, 1, 1, 1], (3, 2), ("data", "other"))
+        readers(monkeypatch, [0, 0, 0, 1, 1, 1], (3, 1, 2, 1))
 
 
 def test_a_tpu_vm_is_noticed_only_where_jax_would_use_its_chips(monkeypatch):

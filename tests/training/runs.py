@@ -96,7 +96,8 @@ def tiny_run(directory, *, mesh=None, devices=None, pause=0.0, **fields):
     config = tiny_config()
     config.generator.update(depth=1)
     section = {**config.training.generator.to_dict(), "batch_size": BATCH, "ema_decay": 0.9, **fields}
-    placed = sharding.make_mesh({"data": -1, "fsdp": 1, **(mesh or {})}, jax.devices()[:devices])
+    sizes = {**dict.fromkeys(sharding.MESH_AXES, 1), **(mesh or {"fsdp": -1})}
+    placed = sharding.make_mesh(sizes, jax.devices()[:devices])
     reader = sharding.reader_of(placed)
     examples = token_examples(64)
 
