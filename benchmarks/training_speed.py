@@ -4,8 +4,8 @@ python -m benchmarks.training_speed [--rounds=5] [--remat=none] [--beside="COMMA
 
 A step is the training loop's own, with dropout, clipping, AdamW and the average of the weights. COMMAND is another program to
 time in turns with it: for every line on its standard input it makes one step and prints the seconds that it took. The
-utilisation is what the step's matrix products, three times those of the forward pass, would take at the machine's matrix rate,
-the best that was measured in the same turns, as a share of what the step took; what is computed anew does not count.
+utilisation is what the model's products would take at the machine's matrix rate, the best that was measured in the same turns, as
+a share of what the step took (`training.model_flops`); what is computed anew does not count.
 """
 
 import argparse
@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
-from benchmarks.turns import beside, in_turns, matrix_rate, seconds
+from benchmarks.turns import beside, in_turns, seconds
 from configs import llamagen
 from generator.generator import describe_generator
 from generator.learner import GeneratorLearner
@@ -30,10 +30,12 @@ from models import sharding
 from models.process import tune_malloc
 from models.transformer import REMATERIALISATION
 from tokenizer.tokenizer import describe_tokenizer, token_spec
+from training.goodput import matrix_rate
 from training.loop import compile_step
 from training.step import make_init, place_batch, state_shardings
 
 BATCH = 8
+SQUARE = 2048  # side of the matrices that measure the matrix rate
 
 
 def training(remat: str) -> tuple[Callable[[], None], int, float]:
@@ -47,26 +49,19 @@ def training(remat: str) -> tuple[Callable[[], None], int, float]:
     places = state_shardings(learner, section, jax.eval_shape(init, key), mesh)
     with jax.set_mesh(mesh):
         state = jax.jit(init, out_shardings=places)(key)
-    step, random = compile_step(learner, section, places, mesh, 0), np.random.default_rng(0)
+    step, random = compile_step(learner, {}, section, places, mesh, 0), np.random.default_rng(0)
+
+    def batch() -> Any:
+        ids = random.integers(0, spec.sizes[0], (BATCH, spec.positions, 1), dtype=np.int32)
+        label = random.integers(0, config.data.classes, BATCH, dtype=np.int32)
+        return place_batch({"ids": ids, "label": label}, mesh)
 
     def once() -> None:
         nonlocal state
-        ids = random.integers(0, spec.sizes[0], (BATCH, spec.positions, 1), dtype=np.int32)
-        label = random.integers(0, config.data.classes, BATCH, dtype=np.int32)
-        state, metrics = step(state, place_batch({"ids": ids, "label": label}, mesh))
+        state, metrics = step(state, batch())
         float(jax.block_until_ready((state, metrics))[1]["loss"])
 
-    shapes, tokens = learner.description.shapes, BATCH * spec.positions
-    weights = matrices(shapes["transformer"]["blocks"]) + matrices(shapes["head"])
-    seen = (spec.positions + 1) / 2  # keys, of a query on average
-    forward = 2 * tokens * (weights + 2 * seen * config.generator.width * config.generator.depth)
-    return once, tokens, 3 * forward
-
-
-def matrices(shapes: Any) -> int:
-    """Weights that every token is multiplied with, norms' aside."""
-    found = jax.tree_util.tree_leaves_with_path(shapes)
-    return sum(leaf.size for path, leaf in found if "kernel" in jax.tree_util.keystr(path))
+    return once, BATCH * spec.positions, step.flops(state, batch())
 
 
 def cpu_seconds(call: Callable[[], None]) -> tuple[float, float]:
@@ -91,7 +86,7 @@ def main() -> None:
         cpu.append(of_cores)
         return took
 
-    timed: dict[str, Callable[[], float]] = {"rate": matrix_rate, "ours": ours}
+    timed: dict[str, Callable[[], float]] = {"rate": lambda: matrix_rate(SQUARE), "ours": ours}
     if options.beside:
         timed["beside"] = beside(options.beside)
     measured = in_turns(timed, options.rounds)

@@ -81,7 +81,7 @@ def training(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> P
     kinds = {"parameters": state["params"], "optimizer": state["optimizer"], "average": state["ema"],
              "statistics": state["statistics"], "batch": batch}  # fmt: skip
     frozen = everywhere(learner.frozen, sharding.replicated(mesh))
-    step = compile_step(learner, frozen, section, places, mesh, config.seed).jitted  # type: ignore[attr-defined]
+    step = compile_step(learner, frozen, section, places, mesh, config.seed).jitted
     return Program(
         f"train {stage}", step, (state, batch, frozen), kinds, mesh, section["batch_size"], config[stage].dtype
     )

@@ -9,9 +9,13 @@ from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from training.chips import chip_of
 
 KINDS = ("step", "compile", "data", "evaluation", "save")
 SQUARE = 1024  # side of the matrices that measure what a CPU can do
+REPEATS = 8  # of which the best counts
 
 
 class Goodput:
@@ -84,6 +88,16 @@ def memory() -> int:
 
 
 @functools.cache
+def peak(mesh: Mesh) -> float:
+    """FLOP/s of all devices of a mesh together: bfloat16 by the chips' table, on CPUs float32 as measured; 0 if unknown."""
+    device = mesh.devices.flat[0]
+    chip = chip_of(device.device_kind)
+    if chip is not None:
+        return mesh.size * chip.rates["bfloat16"] / chip.devices
+    # However many devices a CPU is said to be, they are one processor's.
+    return matrix_rate() * jax.process_count() if device.platform == "cpu" else 0.0
+
+
 def matrix_rate(side: int = SQUARE) -> float:
     """FLOP/s of a float32 matrix product on this process's first device, measured: the best of several."""
     square, product = jnp.ones((side, side)), jax.jit(jnp.matmul)
@@ -94,4 +108,4 @@ def matrix_rate(side: int = SQUARE) -> float:
         product(square, square).block_until_ready()
         return time.perf_counter() - start
 
-    return 2 * side**3 / min(seconds() for _ in range(8))
+    return 2 * side**3 / min(seconds() for _ in range(REPEATS))

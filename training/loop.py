@@ -5,6 +5,8 @@ never stopped: state and place in the data are saved together, before the next b
 step depends on its number alone.
 """
 
+import dataclasses
+import functools
 import math
 import signal
 import threading
@@ -18,14 +20,16 @@ import jax.numpy as jnp
 from clu import parameter_overview
 from jax.sharding import Mesh
 
+from input_pipeline.prefetch import prefetch
 from models import sharding
 from models.errors import Stopped, UserError
 from models.files import write_text
 from models.modules import parameter_count
 from models.progress import Progress
 from training.checkpoints import Checkpoints
-from training.goodput import Goodput
+from training.goodput import Goodput, peak
 from training.metrics import MetricsLog
+from training.model_flops import model_flops
 from training.step import Batch, State, first_player, make_init, make_step, place_batch, state_shardings
 from training.trace import Trace
 
@@ -66,14 +70,16 @@ def train(
     shapes = jax.eval_shape(init, key)
     places = state_shardings(learner, config, shapes, mesh)
     placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
-    batches = iter(dataset)
+    ahead = functools.partial(prefetch, dataset, functools.partial(place_batch, mesh=mesh))
+    batches = ahead()
     checkpoints = Checkpoints(
         directory / "checkpoints", readers=sharding.reader_of(mesh)[1],
         **{name: config[name] for name in ("keep_last", "keep_every", "keep_best")},
     )  # fmt: skip
     found = checkpoints.restore(as_items(placed), batches)
     if found is None:
-        batches = iter(dataset)  # a damaged checkpoint may have moved the first one
+        batches.close()
+        batches = ahead()  # a damaged checkpoint may have moved the first one
         with jax.set_mesh(mesh):
             state = jax.jit(init, out_shardings=places)(key)
         done = 0
@@ -86,6 +92,7 @@ def train(
         state = {**items["state"], "ema": items["ema"]}
     if done >= steps:
         print(f"{learner.stage}: trained already ({done} steps)")
+        batches.close()
         checkpoints.close()
         return
 
@@ -124,8 +131,11 @@ def train(
                 with goodput.of("data"):
                     batch = next(batches)
                 trace.before(done - started)
+                if done == started:
+                    with goodput.of("compile"):
+                        goodput.flops, goodput.peak = step_function.flops(state, batch), peak(mesh)
                 with goodput.of("compile" if done == started else "step"), jax.transfer_guard("disallow"):
-                    state, metrics = step_function(state, place_batch(batch, mesh))
+                    state, metrics = step_function(state, batch)
                 trace.after(done - started, metrics)
                 done += 1
                 read_pending()
@@ -144,28 +154,39 @@ def train(
         finally:
             trace.close()
             progress.close()
+            batches.close()
             with goodput.of("save"):
                 checkpoints.close()
             log.close()
             print(f"{learner.stage}: {goodput}")
 
 
-def compile_step(
-    learner: Any, frozen: Any, config: Mapping[str, Any], places: State, mesh: Mesh, seed: int
-) -> Callable[..., Any]:
-    """The jitted step with pinned shardings and a donated state; traced under the mesh."""
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """(state, batch) -> (next state, metrics), jitted, with pinned shardings and a donated state; traced under the mesh."""
+
+    jitted: Any
+    frozen: Any
+    mesh: Mesh
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Batch]:
+        with jax.set_mesh(self.mesh):
+            return self.jitted(state, batch, self.frozen)
+
+    def flops(self, state: State, batch: Batch) -> float:
+        """Of the model in a step, over all devices."""
+        with jax.set_mesh(self.mesh):
+            return model_flops(self.jitted.trace(state, batch, self.frozen).jaxpr)
+
+
+def compile_step(learner: Any, frozen: Any, config: Mapping[str, Any], places: State, mesh: Mesh, seed: int) -> Step:
+    """The step of a learner whose state lies at these places; it is compiled by the first call."""
     whole = sharding.replicated(mesh)
     step = jax.jit(
         make_step(learner, config, seed), in_shardings=(places, sharding.batch_sharding(mesh), whole),
         out_shardings=(places, whole), donate_argnums=0,
     )  # fmt: skip
-
-    def call(state: State, batch: Batch) -> tuple[State, Batch]:
-        with jax.set_mesh(mesh):
-            return step(state, batch, frozen)
-
-    call.jitted = step  # type: ignore[attr-defined]
-    return call
+    return Step(step, frozen, mesh)
 
 
 def make_evaluation(learner: Any, frozen: Any, mesh: Mesh) -> Callable[[Any, Iterable[Batch]], dict[str, float]]:
