@@ -186,11 +186,6 @@ def gathered(value: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(value))
 
 
-def agreed(value: bool) -> bool:
-    """Whether it holds on every process."""
-    return bool(gathered(np.array(value)).all())
-
-
 def leave(code: int) -> NoReturn:
     """End this process now, with an exit code.
 

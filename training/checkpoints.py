@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import LogRecord
 from pathlib import Path
@@ -117,7 +117,6 @@ class Checkpoints:
         """
         steps = [found for found in steps_on_disk(self.directory) if only in (None, found)]
         steps = [found for found in steps if found != IMPORTED or set(shapes) == {"ema"}]
-        damaged: list[int] = []
         while True:
             step = int(self.gathered(max(steps, default=-1)).min())
             if step < 0:
@@ -126,11 +125,10 @@ class Checkpoints:
             problem, trees = self.read(step, shapes, batches)
             if self.gathered(not problem).all():
                 break
-            damaged.append(step)
             logging.warning("checkpoint %s/%d is damaged and skipped: %s", self.directory, step,
                             problem or "another process cannot read it")  # fmt: skip
-        if damaged and batches is not None and not self.read_only:
-            self.set_aside(damaged)
+        if batches is not None and not self.read_only:
+            self.set_aside(step)
         return None if step < 0 else (step, trees)
 
     def read(
@@ -170,9 +168,8 @@ class Checkpoints:
 
     def data_state(self, directory: Path, readers: int | None) -> dict[str, Any]:
         """The state of this process's batches: as it was saved, or, by another number of readers, the same global place."""
-        files = sorted(
-            directory.glob("process_*-of-*.json"), key=lambda path: int(path.name.split("_")[1].split("-")[0])
-        )
+        count = len(list(directory.glob("process_*-of-*.json")))
+        files = [directory / f"process_{process}-of-{count}.json" for process in range(count)]
         states = [json.loads(file.read_text()) for file in files]
         if len(states) == jax.process_count() and readers in (None, self.readers):
             return states[jax.process_index()]
@@ -199,10 +196,13 @@ class Checkpoints:
         """What every process says, where they act together."""
         return np.array([value]) if self.read_only else distributed.gathered(np.array(value))
 
-    def set_aside(self, steps: Iterable[int]) -> None:
-        """Rename damaged checkpoints, so that their steps can be written again."""
-        for step in steps:
-            if jax.process_index() == 0:
+    def set_aside(self, after: int) -> None:
+        """Rename the trained checkpoints after this step, which damage had passed over, so that they can be written again."""
+        newer = [step for step in steps_on_disk(self.directory) if step > max(after, IMPORTED)]
+        if not self.gathered(len(newer)).any():
+            return
+        if jax.process_index() == 0:
+            for step in newer:
                 number = len(list(self.directory.glob(f"damaged-{step}-*")))
                 (self.directory / str(step)).rename(self.directory / f"damaged-{step}-{number}")
         distributed.wait()

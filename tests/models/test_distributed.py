@@ -68,8 +68,7 @@ def test_a_process_alone_neither_joins_nor_waits():
     assert not distributed.several()
     distributed.wait()
     assert distributed.first(lambda: 3) == 3
-    assert distributed.agreed(True)
-    assert not distributed.agreed(False)
+    assert distributed.gathered(np.array([1, 2])).tolist() == [[1, 2]]
 
 
 class Device:

@@ -202,7 +202,9 @@ def test_save_that_was_killed_is_cleaned_up_by_the_next_run(tmp_path):
     save(tmp_path, {10: 0.9}, keep_last=2)
     shutil.copytree(tmp_path / "10", tmp_path / "20.orbax-checkpoint-tmp")
     assert restore(tmp_path, batches())[0] == 10
-    assert [path.name for path in tmp_path.iterdir()] == ["10"]
+    save(tmp_path, {20: 0.8}, keep_last=2)  # which waits for the cleaning up
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20"]
+    assert restore(tmp_path)[0] == 20
 
 
 def test_reader_leaves_the_save_of_a_running_training_alone(tmp_path):
@@ -253,6 +255,15 @@ def test_place_in_the_data_is_that_of_all_readers_together(tmp_path, states, rea
     iterator = batches()
     assert restore(tmp_path, iterator)[0] == 10
     assert next(iterator) == following
+
+
+def test_place_in_the_data_of_which_a_process_is_missing_is_damage(tmp_path):
+    save(tmp_path, {10: 0.9, 20: 0.8}, keep_last=2)
+    as_saved_by(tmp_path, 20, [7, 7], 2)
+    (tmp_path / "20" / "data" / "process_0-of-2.json").unlink()
+    iterator = batches()
+    assert restore(tmp_path, iterator)[0] == 10
+    assert next(iterator) == 1
 
 
 def test_checkpoint_of_a_version_that_did_not_write_its_readers(tmp_path):
