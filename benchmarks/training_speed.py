@@ -4,7 +4,7 @@ python -m benchmarks.training_speed [--rounds=5] [--remat=none] [--beside="COMMA
 
 A step is the training loop's own, with dropout, clipping, AdamW and the average of the weights. COMMAND is another program to
 time in turns with it: for every line on its standard input it makes one step and prints the seconds that it took. The
-utilisation is what the model's products would take at the machine's matrix rate, the best that was measured in the same turns, as
+utilisation is what the model's products would take at the machine's matrix rate, the best measured in the same turns, as
 a share of what the step took (`training.model_flops`); what is computed anew does not count.
 """
 
