@@ -1,5 +1,6 @@
 """What the benchmarks of speed share: programs timed in turns, another one beside them, and what this machine can do."""
 
+import os
 import shlex
 import subprocess
 import time
@@ -23,9 +24,11 @@ def seconds(call: Callable[[], Any]) -> float:
 def beside(command: str) -> Callable[[], float]:
     """Starts another program; a call has it do its work once, and returns the seconds that it says it took.
 
-    The program reads a line for every time, and answers each with a line that holds the seconds and nothing else.
+    The program reads a line for every time, and answers each with a line that holds the seconds and nothing else. It gets the
+    malloc that it has anywhere else, not ours.
     """
-    other = subprocess.Popen(shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    own = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    other = subprocess.Popen(shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own)
 
     def once() -> float:
         assert other.stdin is not None
