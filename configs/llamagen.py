@@ -39,5 +39,4 @@ def get_config(argument: str = "size=B") -> ConfigDict:
     config.training.generator = base.stage(steps=1_500_000, batch_size=256, log_every=100, save_every=5000)
     config.sampler.guidance_scale = guidance_scale
     config.evaluation.update(batch_size=64, training_images=0)
-    config.mesh.update(data=1, fsdp=-1)
     return config

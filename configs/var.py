@@ -50,7 +50,6 @@ def get_config(argument: str = "depth=16") -> ConfigDict:
     )  # fmt: skip
     config.sampler.update(guidance_scale=2.5, top_k=900, top_p=0.96)
     config.evaluation.update(batch_size=64, training_images=0)
-    config.mesh.update(data=1, fsdp=-1)
     return config
 
 
