@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,3 +71,36 @@ def test_equal_logits_are_won_by_the_first(case):
     hits = cross_entropy(lambda x: x @ zeros, case[0], jnp.zeros((B, T), jnp.int32).at[0, 3].set(1), V)[1]
     assert hits.sum() == B * T - 1
     assert not hits[0, 3]
+
+
+SPLIT = """
+import re
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from generator.cross_entropy import cross_entropy
+from models import sharding
+
+B, T, D, V = 4, 16, 8, 4096
+mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 4, "sequence": 1})
+place = lambda shape, dtype, *spec: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))
+arguments = (
+    place((D, V), jnp.float32, None, "tensor"), place((B, T, D), jnp.float32, "data"), place((B, T), jnp.int32, "data")
+)
+mean = lambda kernel, hidden, targets: cross_entropy(lambda x: x @ kernel, hidden, targets, V)[0].mean()
+with jax.set_mesh(mesh):
+    compiled = jax.jit(jax.value_and_grad(mean, argnums=(0, 1))).lower(*arguments).compile()
+for shapes in re.findall(r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute)[\\w-]*\\(", compiled.as_text()):
+    for shape in re.findall(r"\\[([\\d,]*)\\]", shapes):
+        print(eval("*".join(shape.split(",") + ["1"]) if shape else "1"))
+"""
+
+
+@pytest.mark.slow
+def test_devices_that_share_the_vocabulary_exchange_sums_and_no_logits():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu",
+                   "PYTHONPATH": str(Path(__file__).parents[2])}  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", SPLIT], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    exchanged = [int(line) for line in done.stdout.split()]
+    assert exchanged  # sums over the vocabulary, of a device's 2 x 16 slots, and the gradients
+    assert max(exchanged) <= 8 * 4096 / 4  # the kernel's gradient; its slots' logits would be 2 * 16 * 4096
