@@ -108,6 +108,8 @@ def further(job: str) -> dict[str, Any]:
         if len(flags.FLAGS.input) != 1:
             raise UserError("--job=verify needs --input=DIR, a folder of reference outputs.")
         return {"folder": Path(flags.FLAGS.input[0])}
+    if flags.FLAGS.profile and job != "train":
+        raise UserError("--profile is for --job=train.")
     if job == "train":
         return {"profile": flags.FLAGS.profile}
     if job == "compile":

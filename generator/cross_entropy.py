@@ -1,4 +1,4 @@
-"""Cross-entropy of large vocabularies: logits are split over the mesh, never gathered, and never there all at once."""
+"""Cross-entropy of large vocabularies: logits are split over the mesh, never gathered, and never there in numbers."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def cross_entropy(
       vocabulary: V.
     """
     (B, T), V = targets.shape, vocabulary
-    count = parts(B, T, V)
+    count = part_count(B, T, V)
     if count == 1:
         return of_some(project, hidden, targets)
 

@@ -91,6 +91,9 @@ class Generator(nnx.Module):
         ):  # fmt: skip
             if name not in table:
                 raise unknown(kind, name, table)
+        for name, share in (("dropout", dropout), ("drop_path", drop_path)):
+            if not 0 <= share < 1:
+                raise UserError(f"generator.{name} is {share}; it must be at least 0 and less than 1.")
         kv_heads = kv_heads or heads
         if width % heads or width // heads % 4 or heads % kv_heads:
             raise UserError(f"generator: width {width} with {heads} heads and {kv_heads} key heads does not work; a head "

@@ -13,10 +13,11 @@ import numpy as np
 from input_pipeline.sources import CorruptImage, Source, open_source
 from input_pipeline.transforms import center_crop, random_crop, random_flip, random_shift, to_channels, to_float
 from models.errors import UserError
+from models.sharding import Reader
 
 # Handing a record from thread to thread takes about as long as reading and resizing a small one that lies in memory.
 SMALL = 64
-ALL = (0, 1)  # the one reader of everything
+ALL = Reader((0,), 1)  # who reads whole batches
 AT_ONCE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
@@ -28,7 +29,7 @@ def image_batches(
     seed: int,
     augment: bool,
     repeat: bool,
-    reader: tuple[int, int] = ALL,
+    reader: Reader = ALL,
 ) -> grain.IterDataset:
     """Batches {"image": float32 (B, resolution, resolution, channels) in [-1, 1], "label": int32 (B,)}, numpy arrays.
 
@@ -44,7 +45,7 @@ def image_batches(
       augment: crop (where `crop_scale` is not (1, 1)), shift and flip at random; otherwise cut the middle square.
       repeat: go on forever, in a new order every epoch; otherwise pass once and in order, so that the last batch may be
         smaller and one reader may have one batch more than another.
-      reader: (index, count) of who reads; see `process_batches`.
+      reader: who reads; see `process_batches`.
 
     Raises:
       UserError: what `open_source` raises, or a field of `data` is out of its range; the iterator raises it too, for a
@@ -66,20 +67,20 @@ def process_batches(
     *,
     drop_remainder: bool,
     ahead: bool = True,
-    reader: tuple[int, int] = ALL,
+    reader: Reader = ALL,
 ) -> grain.IterDataset:
     """Stacked batches of one reader's share of the records; records that are None are left out.
 
     Shuffling and random maps belong before this: the share is taken of the final order, so that no two readers draw
-    the same random numbers. The readers' batches one below the other are the batch that a single reader would have,
-    as long as no record was left out.
+    the same random numbers. A reader's batches are its rows of those that a single reader would have, as long as no record
+    was left out.
 
     Args:
       records: what to batch, in the order of all readers together.
       batch_size: B, records a reader.
       drop_remainder: whether a smaller last batch is left out.
       ahead: read in threads, before the batch is asked for.
-      reader: (index, count): whose share, of how many (`models.sharding.reader_of` in training); (0, 1) is all.
+      reader: whose share (`models.sharding.reader_of` in training).
     """
     share = records if reader == ALL else shared(records, batch_size, reader)
     # Two batches ahead, but Grain counts the waiting records whenever it hands one out: a long queue is a slow one.
@@ -87,17 +88,18 @@ def process_batches(
     return share.to_iter_dataset(threads if ahead else AT_ONCE).batch(batch_size, drop_remainder=drop_remainder)
 
 
-def shared(records: grain.MapDataset, batch_size: int, reader: tuple[int, int]) -> grain.MapDataset:
-    """Of every `count * batch_size` records, those from `index * batch_size` on."""
-    index, count = reader
-    whole, rest = divmod(len(records), count * batch_size)
-    own = min(whole * batch_size + min(max(rest - index * batch_size, 0), batch_size), sys.maxsize)
+def shared(records: grain.MapDataset, batch_size: int, reader: Reader) -> grain.MapDataset:
+    """A reader's rows of batches of all records, `batch_size` of each."""
+    each = batch_size // len(reader.rows)
+    whole, rest = divmod(len(records), each * reader.of)
+    own = whole * batch_size + sum(min(max(rest - row * each, 0), each) for row in reader.rows)
 
     def record(i: int) -> Any:
-        batch, row = divmod(i, batch_size)
-        return records[(batch * count + index) * batch_size + row]
+        batch, place = divmod(i, batch_size)
+        row, within = divmod(place, each)
+        return records[(batch * reader.of + reader.rows[row]) * each + within]
 
-    return grain.MapDataset.range(own).map(record)
+    return grain.MapDataset.range(min(own, sys.maxsize)).map(record)
 
 
 def records_read(state: Mapping[str, Any]) -> int:

@@ -16,6 +16,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from input_pipeline.pipeline import ALL, process_batches
 from models.errors import UserError
 from models.files import atomically, write_json
+from models.sharding import Reader
 
 MANIFEST = "manifest.json"  # of finished tokens
 PLAN = "plan.json"  # of those that are being written
@@ -125,7 +126,7 @@ def token_records(directory: str | Path) -> grain.MapDataset:
 
 
 def token_batches(
-    directory: str | Path, *, batch_size: int, seed: int, repeat: bool, reader: tuple[int, int] = ALL
+    directory: str | Path, *, batch_size: int, seed: int, repeat: bool, reader: Reader = ALL
 ) -> grain.IterDataset:
     """Batches {"ids": int32 (B, T, K), "label": int32 (B,)} of a reader's share, numpy arrays.
 

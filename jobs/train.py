@@ -23,11 +23,11 @@ from jobs.feeds import TrainingFeed, training_feed
 from jobs.workdir import load
 from models import sharding
 from models.errors import unknown
+from models.sharding import Reader
 from tokenizer.learner import Losses, TokenizerLearner
 from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.loop import check_batch, train
 
-Reader = tuple[int, int]  # models.sharding.reader_of
 Heldout = Callable[[], Iterable[Any]]
 HELDOUT = 32  # batches that forecasts are judged with, each of two calls of the generator
 
@@ -39,10 +39,13 @@ def run(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
         if stage not in STAGES:
             raise unknown("stage", stage, STAGES)
         check_batch(config.training[stage].batch_size, config.training[stage].accumulate, mesh)
-    for stage in config.stages:
+    for number, stage in enumerate(config.stages):
         section = config.training[stage].to_dict()
+        before = sum(config.training[earlier].steps for earlier in config.stages[:number])
         learner, dataset, heldout = STAGES[stage](config, workdir, section, sharding.reader_of(mesh))
-        train(learner, dataset, heldout, section, workdir / stage, mesh=mesh, seed=config.seed, profile=profile)
+        train(
+            learner, dataset, heldout, section, workdir / stage, mesh=mesh, seed=config.seed, before=before, profile=profile
+        )  # fmt: skip
 
 
 def tokenizer_stage(
@@ -51,7 +54,13 @@ def tokenizer_stage(
     """Images."""
     learner, size = tokenizer_learner(config), section["batch_size"]
     dataset = image_batches(
-        config.data, "train", batch_size=size // reader[1], seed=config.seed, augment=True, repeat=True, reader=reader
+        config.data,
+        "train",
+        batch_size=size // reader.readers,
+        seed=config.seed,
+        augment=True,
+        repeat=True,
+        reader=reader,
     )
 
     def heldout() -> grain.IterDataset:
@@ -98,7 +107,7 @@ def forecast_stage(
         options = settings.of(model)
         return caller(model, labels, scales=options["scales"], filters=options["filters"])
 
-    frozen = sampling_params(params, config.generator.depth)
+    frozen = jax.device_get(sampling_params(params, config.generator.depth))  # the loop puts it where it is needed
     learner = ForecastLearner(description, generator, frozen, asked, config.sampler.window or WINDOW)
     dataset, heldout = token_data(config, workdir, section, reader)
     return learner, dataset, lambda: itertools.islice(heldout(), HELDOUT)
@@ -108,7 +117,7 @@ def token_data(config: ConfigDict, workdir: Path, section: Mapping[str, Any], re
     """Extracted tokens: a reader's share for training, and all held-out ones."""
     size = section["batch_size"]
     dataset = token_batches(
-        workdir / "tokens" / "train", batch_size=size // reader[1], seed=config.seed, repeat=True, reader=reader
+        workdir / "tokens" / "train", batch_size=size // reader.readers, seed=config.seed, repeat=True, reader=reader
     )
 
     def heldout() -> grain.IterDataset:

@@ -65,9 +65,10 @@ def _checked(names: tuple[str, ...], values: list[str]) -> dict[str, Any]:
 
 
 def _number(name: str, value: str) -> int:
-    if not value.strip().lstrip("-").isdigit():
-        raise UserError(f"{name} is {value!r}; it must be a whole number.")
-    return int(value)
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(f"{name} is {value!r}; it must be a whole number.") from None
 
 
 def _slurm(environment: Mapping[str, str]) -> bool:
@@ -148,8 +149,8 @@ def several() -> bool:
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
-def wait(seconds: float = LONG) -> None:
-    """Wait until every process has come here.
+def wait(seconds: float = LONG, moment: str = "") -> None:
+    """Wait until every process has come here; moments that are not named are counted.
 
     No device takes part, so that the wait may be long; raises jax's error where one did not come in time.
     """
@@ -158,7 +159,7 @@ def wait(seconds: float = LONG) -> None:
         from orbax.checkpoint import multihost
 
         barrier = multihost.get_barrier_sync_fn(processes=set(range(jax.process_count())))
-        barrier(key=f"tessera-{next(_moments)}", timeout_ms=int(1000 * seconds))
+        barrier(key=f"tessera-{moment or next(_moments)}", timeout_ms=int(1000 * seconds))
 
 
 def first(work: Callable[[], T]) -> T:
@@ -176,7 +177,7 @@ def first(work: Callable[[], T]) -> T:
         wait()
 
 
-def gathered(value: np.ndarray) -> np.ndarray:
+def from_all(value: np.ndarray) -> np.ndarray:
     """Every process's array, of the same shape and dtype everywhere, one below the other in the order of processes."""
     import jax
     from jax.experimental import multihost_utils
@@ -194,7 +195,8 @@ def leave(code: int) -> NoReturn:
     """
     if _joined.is_set():
         with contextlib.suppress(Exception):
-            wait(SHORT)  # where all fail alike, each may say so before process 0, whom jax needs, is gone
+            # Its own moment: work that waits for this process must not take its end for what it waits for.
+            wait(SHORT, "end")  # where all fail alike, each may say so before process 0, whom jax needs, is gone
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

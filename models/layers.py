@@ -103,9 +103,9 @@ def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[
 
     An entry takes 16 random bits, so that the share is a multiple of 2^-16, as the scale is told.
     """
-    if key is None or rate == 0.0:
+    threshold = max(round((1 - rate) * LEVELS), 1)
+    if key is None or threshold == LEVELS:
         return x
-    threshold = round((1 - rate) * LEVELS)
     words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
     draws = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
     return kept(x, draws < threshold, threshold / LEVELS)
@@ -120,4 +120,5 @@ def drop_path(x: Float[Array, "B *D"], rate: Float[Array, ""] | float, key: jax.
 
 def kept(x: Float[Array, "*B"], mask: Bool[Array, "..."], share: Float[Array, ""] | float) -> Float[Array, "*B"]:
     """x / share where the mask says so, else 0; the backward pass finds the mask under the name "dropout"."""
-    return jnp.where(checkpoint_name(mask, "dropout"), x / share, 0).astype(x.dtype)
+    wide = x.astype(jnp.float32) / share  # of bfloat16, the share itself would be rounded
+    return jnp.where(checkpoint_name(mask, "dropout"), wide, 0).astype(x.dtype)

@@ -9,7 +9,7 @@ does not divide stays whole.
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,9 +48,27 @@ def make_mesh(config: Mapping[str, int], devices: Sequence[jax.Device] | None = 
     if math.prod(sizes) != len(devices) or min(sizes) < 1:
         asked = " x ".join(f"{axis} {config[axis]}" for axis in MESH_AXES)
         raise UserError(f"mesh {asked} does not fit {len(devices)} devices; the sizes must multiply to that.")
-    # A slice's axes may be split: 64 of 16 x 16 chips are 16 x 4.
-    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
+    return Mesh(placed_on(devices, sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def placed_on(devices: Sequence[jax.Device], sizes: list[int]) -> np.ndarray:
+    """Devices in an array of these sizes that follows the links between them.
+
+    Of several TPU slices, whose links to each other are slow, the outermost of the batch's axes that they divide goes across.
+
+    Raises:
+      UserError: they divide none.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:  # whose physical axes may be split: 64 of 16 x 16 chips are 16 x 4
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    axis = next((i for i in range(len(RULES["batch"])) if sizes[i] % slices == 0), None)
+    if axis is None:
+        raise UserError(f"the batch's axes {sizes[0]} x {sizes[1]} do not split over {slices} slices; mesh.data or mesh.fsdp "
+                        f"must be a multiple of {slices}.")  # fmt: skip
+    across = [slices if i == axis else 1 for i in range(len(sizes))]
+    within = [size // n for size, n in zip(sizes, across)]
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
 def local_mesh() -> Mesh:
@@ -86,7 +104,7 @@ def shardings(shapes: Any, axes: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples split over all devices."""
+    """Examples split over the devices of the batch's axes."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
@@ -151,22 +169,40 @@ def batch_parts(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-@functools.cache
-def reader_of(mesh: Mesh) -> tuple[int, int]:
-    """(index, count) of this process among the readers of a batch.
+class Reader(NamedTuple):
+    """Which rows of every batch a process reads.
 
-    Processes that hold the same examples, as those do that share them along other axes than the batch's, are one reader.
-    Readers count in the order of the first example that they hold; each holds as many as another.
+    Attributes:
+      rows: the parts of a batch that it holds, ascending.
+      of: so many equal parts.
+    """
+
+    rows: tuple[int, ...]
+    of: int
+
+    @property
+    def readers(self) -> int:
+        """How many readers there are: each holds as many parts as another."""
+        return self.of // len(self.rows)
+
+
+@functools.cache
+def reader_of(mesh: Mesh) -> Reader:
+    """This process as a reader of batches that are split over the mesh.
+
+    A host's rows need not be consecutive: a mesh follows the links between chips. Processes that hold the same examples, as
+    those do that share them along other axes than the batch's, are one reader.
 
     Raises:
       UserError: two processes share some of their examples, and not all.
     """
+    parts = batch_parts(mesh)
     held: dict[int, set[int]] = {}
     device: Any
-    for device, (rows,) in batch_sharding(mesh).devices_indices_map((mesh.size,)).items():
-        held.setdefault(device.process_index, set()).update(range(*rows.indices(mesh.size)))
-    readers = sorted({tuple(sorted(rows)) for rows in held.values()})
-    if sum(map(len, readers)) != mesh.size or len({len(rows) for rows in readers}) > 1:
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((parts,)).items():
+        held.setdefault(device.process_index, set()).update(range(*rows.indices(parts)))
+    readers = {tuple(sorted(rows)) for rows in held.values()}
+    if sum(map(len, readers)) != parts or len({len(rows) for rows in readers}) > 1:
         raise UserError(f"the mesh {dict(mesh.shape)} splits the examples of a batch across hosts unevenly; choose sizes such "
                         "that each host holds whole rows of it.")  # fmt: skip
-    return readers.index(tuple(sorted(held[jax.process_index()]))), len(readers)
+    return Reader(tuple(sorted(held[jax.process_index()])), parts)

@@ -33,9 +33,9 @@ def steps_on_disk(directory: Path) -> list[int]:
 class Checkpoints:
     """The checkpoints of one stage: a folder a step with named trees of arrays, the place in the data, and checksums.
 
-    A step's folder gets its name only when it is whole, so a save that is killed leaves the ones before. What was damaged
-    later is found by its checksum, said, and passed over for the newest sound one. Of several processes each writes and
-    reads its part, and a checkpoint is sound only if it is for all of them.
+    A step's folder gets its name only when it is whole, so a save that is killed leaves the ones before. Arrays that were
+    damaged later are found by their checksum, said, and passed over for the newest sound ones. Of several processes each
+    writes and reads its part, and a checkpoint is sound only if it is for all of them.
 
     Args:
       directory: of the stage.
@@ -118,13 +118,14 @@ class Checkpoints:
         steps = [found for found in steps_on_disk(self.directory) if only in (None, found)]
         steps = [found for found in steps if found != IMPORTED or set(shapes) == {"ema"}]
         while True:
-            step = int(self.gathered(max(steps, default=-1)).min())
+            step = int(self.votes(max(steps, default=-1)).min())
             if step < 0:
                 break
             steps = [found for found in steps if found < step]
             problem, trees = self.read(step, shapes, batches)
-            if self.gathered(not problem).all():
+            if self.votes(not problem).all():
                 break
+            trees = {}  # two states may not fit
             logging.warning("checkpoint %s/%d is damaged and skipped: %s", self.directory, step,
                             problem or "another process cannot read it")  # fmt: skip
         if batches is not None and not self.read_only:
@@ -151,7 +152,7 @@ class Checkpoints:
             raise
         except Exception as error:  # whatever damage makes of a file, orbax, tensorstore and json raise
             problem = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        if self.gathered(not problem).all():  # now that all hold their parts, they may compute together
+        if self.votes(not problem).all():  # now that all hold their parts, they may compute together
             wrong = [name for name in shapes if self.checksum(trees[name]) != sums.get(name)]
             problem = f"the checksum of {wrong[0]} is not the one it was saved with" if wrong else ""
         return problem, trees
@@ -169,6 +170,8 @@ class Checkpoints:
     def data_state(self, directory: Path, readers: int | None) -> dict[str, Any]:
         """The state of this process's batches: as it was saved, or, by another number of readers, the same global place."""
         count = len(list(directory.glob("process_*-of-*.json")))
+        if not count:
+            raise ValueError("its place in the data is missing")
         files = [directory / f"process_{process}-of-{count}.json" for process in range(count)]
         states = [json.loads(file.read_text()) for file in files]
         if len(states) == jax.process_count() and readers in (None, self.readers):
@@ -192,14 +195,14 @@ class Checkpoints:
             )
         return found[1]["ema"]
 
-    def gathered(self, value: int | bool) -> np.ndarray:
+    def votes(self, value: int | bool) -> np.ndarray:
         """What every process says, where they act together."""
-        return np.array([value]) if self.read_only else distributed.gathered(np.array(value))
+        return np.array([value]) if self.read_only else distributed.from_all(np.array(value))
 
     def set_aside(self, after: int) -> None:
         """Rename the trained checkpoints after this step, which damage had passed over, so that they can be written again."""
         newer = [step for step in steps_on_disk(self.directory) if step > max(after, IMPORTED)]
-        if not self.gathered(len(newer)).any():
+        if not self.votes(len(newer)).any():
             return
         if jax.process_index() == 0:
             for step in newer:

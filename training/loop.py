@@ -5,6 +5,7 @@ never stopped: state and place in the data are saved together, before the next b
 step depends on its number alone.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -43,6 +44,7 @@ def train(
     *,
     mesh: Mesh,
     seed: int,
+    before: int = 0,
     profile: bool = False,
 ) -> None:
     """Train a stage to its last step, or go on with it.
@@ -55,110 +57,110 @@ def train(
       directory: W/<stage>, for checkpoints and metrics.
       mesh: from `models.sharding.make_mesh`.
       seed: of the run.
+      before: steps of the run's stages before this one, so that hosts that agree to stop at a step mean the same.
       profile: write a trace of a few steps.
 
     Raises:
       UserError: the loss or a gradient is not finite; the batch does not divide; a checkpoint is of another config.
       Stopped: SIGTERM arrived; the state is saved.
     """
-    goodput = Goodput(images=config["batch_size"], tokens=learner.tokens)
     steps, batch_size = config["steps"], config["batch_size"]
     check_batch(batch_size, config["accumulate"], mesh)
+    goodput = Goodput(images=batch_size, tokens=learner.tokens)
 
-    # ---- state: shapes first, then shardings, then a jitted init or the newest sound checkpoint
-    init, key = make_init(learner, config), jax.random.key(seed)
-    shapes = jax.eval_shape(init, key)
-    places = state_shardings(learner, config, shapes, mesh)
-    placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
-    ahead = functools.partial(prefetch, dataset, functools.partial(place_batch, mesh=mesh))
-    batches = ahead()
-    checkpoints = Checkpoints(
-        directory / "checkpoints", readers=sharding.reader_of(mesh)[1],
-        **{name: config[name] for name in ("keep_last", "keep_every", "keep_best")},
-    )  # fmt: skip
-    found = checkpoints.restore(as_items(placed), batches)
-    if found is None:
-        batches.close()
-        batches = ahead()  # a damaged checkpoint may have moved the first one
-        with jax.set_mesh(mesh):
-            state = jax.jit(init, out_shardings=places)(key)
-        done = 0
-        imported = checkpoints.restore_imported(placed["ema"])
-        if imported is not None:
-            print(f"{learner.stage}: beginning with the imported weights")
-            state["ema"], state["params"][first_player(learner)] = imported, jax.tree.map(jnp.copy, imported)
-    else:
-        done, items = found
-        state = {**items["state"], "ema": items["ema"]}
-    if done >= steps:
-        print(f"{learner.stage}: trained already ({done} steps)")
-        batches.close()
-        checkpoints.close()
-        return
+    with contextlib.ExitStack() as ends:  # each is run, whatever becomes of the others
+        ends.callback(lambda: print(f"{learner.stage}: {goodput}") if goodput.steps else None)
 
-    # ---- the step
-    frozen = sharding.place_whole(learner.frozen, mesh)
-    step_function = compile_step(learner, frozen, config, places, mesh, seed)
-    evaluate = make_evaluation(learner, frozen, mesh)
-    log, started = MetricsLog(directory, done), done
-    trace = Trace(directory / "trace" if profile else None, steps - done)
-    describe_parameters(learner, shapes, directory)
-    if found is not None:
-        print(f"{learner.stage}: going on at step {done} of {steps}")
-
-    def save(metrics: dict[str, float]) -> None:
-        checkpoints.save(done, as_items(state), batches, loss=metrics["heldout/loss"])
-
-    # ---- the loop
-    progress = Progress(f"train {learner.stage}", steps, start=done, images_per_step=batch_size)
-    pending: tuple[int, Batch] | None = None  # metrics are read one step late, while the next step runs
-
-    def read_pending() -> None:
-        nonlocal pending
-        if pending is None:
-            return
-        with goodput.of("step"):
-            number, metrics = pending[0], {name: float(value) for name, value in jax.device_get(pending[1]).items()}
-        pending, goodput.steps = None, goodput.steps + 1
-        check_finite(learner.stage, number, metrics, checkpoints)
-        if number % config["log_every"] == 0 or number == steps:
-            log.write(number, metrics | goodput.speed())
-        progress.update(number, **{learner.unit: metrics[learner.unit]})
-
-    with Termination() as termination:
-        try:
-            while done < steps:
-                with goodput.of("data"):
-                    batch = next(batches)
-                trace.before(done - started)
-                if done == started:
-                    with goodput.of("compile"):
-                        goodput.flops, goodput.peak = step_function.flops(state, batch), peak(mesh)
-                with goodput.of("compile" if done == started else "step"), jax.transfer_guard("disallow"):
-                    state, metrics = step_function(state, batch)
-                trace.after(done - started, metrics)
-                done += 1
-                read_pending()
-                pending = (done, metrics)
-                stop = termination.requested or checkpoints.preempted(done)
-                if done == steps or done % config["save_every"] == 0 or stop:
-                    read_pending()  # never save what is not finite
-                    with goodput.of("evaluation"):
-                        results = evaluate(state["ema"], heldout())
-                    check_finite(learner.stage, done, results, checkpoints)
-                    with goodput.of("save"):
-                        save(results)
-                    log.write(done, results | (goodput.shares() if done == steps or stop else {}))
-                if stop and done < steps:
-                    raise Stopped(f"{learner.stage}: stopped and saved at step {done} of {steps}")
-        finally:
-            trace.close()
-            progress.close()
+        # ---- state: shapes first, then shardings, then a jitted init or the newest sound checkpoint
+        init, key = make_init(learner, config), jax.random.key(seed)
+        shapes = jax.eval_shape(init, key)
+        places = state_shardings(learner, config, shapes, mesh)
+        placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
+        checkpoints = Checkpoints(
+            directory / "checkpoints", readers=sharding.reader_of(mesh).readers,
+            **{name: config[name] for name in ("keep_last", "keep_every", "keep_best")},
+        )  # fmt: skip
+        ends.callback(goodput.of("save")(checkpoints.close))
+        ahead = functools.partial(prefetch, dataset, functools.partial(place_batch, mesh=mesh))
+        batches = ahead()
+        ends.callback(lambda: batches.close())
+        found = checkpoints.restore(as_items(placed), batches)
+        if found is None:
             batches.close()
-            with goodput.of("save"):
-                checkpoints.close()
-            log.close()
-            print(f"{learner.stage}: {goodput}")
+            batches = ahead()  # a damaged checkpoint may have moved the first one
+            with jax.set_mesh(mesh):
+                state = jax.jit(init, out_shardings=places)(key)
+            done = 0
+            imported = checkpoints.restore_imported(placed["ema"])
+            if imported is not None:
+                print(f"{learner.stage}: beginning with the imported weights")
+                state["ema"], state["params"][first_player(learner)] = imported, jax.tree.map(jnp.copy, imported)
+        else:
+            done, items = found
+            state = {**items["state"], "ema": items["ema"]}
+        if done >= steps:
+            print(f"{learner.stage}: trained already ({done} steps)")
+            return
+
+        # ---- the step
+        frozen, started = sharding.place_whole(learner.frozen, mesh), done
+        step_function = compile_step(learner, frozen, config, places, mesh, seed)
+        evaluate = make_evaluation(learner, frozen, mesh)
+        log = ends.enter_context(contextlib.closing(MetricsLog(directory, done)))
+        describe_parameters(learner, shapes, directory)
+        if found is not None:
+            print(f"{learner.stage}: going on at step {done} of {steps}")
+
+        # ---- the loop
+        progress = Progress(f"train {learner.stage}", steps, start=done, images_per_step=batch_size)
+        ends.callback(progress.close)
+        trace = Trace(directory / "trace" if profile and jax.process_index() == 0 else None, steps - done)
+        ends.callback(trace.close)
+        termination = ends.enter_context(Termination())
+        pending: tuple[int, Batch] | None = None  # metrics are read one step late, while the next step runs
+
+        def read_pending() -> None:
+            nonlocal pending
+            if pending is None:
+                return
+            with goodput.of("step"):
+                number, metrics = pending[0], {name: float(value) for name, value in jax.device_get(pending[1]).items()}
+            pending, goodput.steps = None, goodput.steps + 1
+            check_finite(learner.stage, number, metrics, checkpoints)
+            if number % config["log_every"] == 0 or number == steps:
+                log.write(number, metrics | goodput.speed())
+            progress.update(number, **{learner.unit: metrics[learner.unit]})
+
+        while done < steps:
+            with goodput.of("data"):
+                batch = next(batches)
+            trace.before(done - started)
+            if done == started:
+                with goodput.of("compile"):
+                    goodput.flops, goodput.peak = step_function.flops(state, batch), peak(mesh)
+            with goodput.of("compile" if done == started else "step"), jax.transfer_guard("disallow"):
+                state, metrics = step_function(state, batch)
+            if trace.ends(done - started):
+                with goodput.of("step"):
+                    jax.block_until_ready(metrics)
+                trace.close()
+            done += 1
+            read_pending()
+            pending = (done, metrics)
+            stop = termination.requested or checkpoints.preempted(before + done)
+            due = done == steps or done % config["save_every"] == 0
+            if due or stop:
+                read_pending()  # never save what is not finite
+                with goodput.of("evaluation"):
+                    results = evaluate(state["ema"], heldout())
+                check_finite(learner.stage, done, results, checkpoints)
+                log.write(done, results)
+                with goodput.of("save"):
+                    checkpoints.save(done, as_items(state), batches, loss=results["heldout/loss"])
+                if stop or done == steps:
+                    log.write(done, goodput.shares())
+            if stop or (due and termination.requested):  # it may have come while there was evaluated and saved
+                raise Stopped(f"{learner.stage}: stopped and saved at step {done} of {steps}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +232,7 @@ def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
     Raises:
       UserError: it does not; the next sizes that do are named.
     """
-    readers, split = sharding.reader_of(mesh)[1], sharding.batch_parts(mesh)
+    readers, split = sharding.reader_of(mesh).readers, sharding.batch_parts(mesh)
     unit = split * parts
     if batch_size % unit:
         below, above = batch_size // unit * unit, -(-batch_size // unit) * unit

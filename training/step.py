@@ -121,7 +121,7 @@ def make_step(learner: Any, config: Mapping[str, Any], seed: int) -> Callable[..
 
 
 def place_batch(batch: Any, mesh: Mesh, *, whole: bool = False) -> Any:
-    """Examples, a tree of arrays, as global ones, split over all devices where they divide.
+    """Examples, a tree of arrays, as global ones, split over the batch's axes where they divide.
 
     Args:
       batch: this reader's share (`models.sharding.reader_of`), or all of them.
@@ -132,7 +132,7 @@ def place_batch(batch: Any, mesh: Mesh, *, whole: bool = False) -> Any:
       ValueError: shares of several readers do not divide over the devices.
     """
     split, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    readers = 1 if whole else sharding.reader_of(mesh)[1]
+    readers = 1 if whole else sharding.reader_of(mesh).readers
     parts = sharding.batch_parts(mesh) // readers
     if any(len(leaf) % parts for leaf in jax.tree.leaves(batch)):
         if readers > 1:

@@ -10,7 +10,11 @@ FIRST, STEPS = 5, 5  # steps of this process that pass before, and that are trac
 
 
 class Trace:
-    """A profiler's trace of `STEPS` steps after the first `FIRST`, in W/<stage>/trace; without a folder, nothing.
+    """A profiler's trace of `STEPS` steps after the first `FIRST`; without a folder, nothing.
+
+    Args:
+      directory: for the trace.
+      left: steps that the training has.
 
     Raises:
       UserError: fewer steps than that are left.
@@ -28,15 +32,13 @@ class Trace:
             jax.profiler.start_trace(str(self.directory))
             self.running = True
 
-    def after(self, number: int, metrics: dict[str, jax.Array]) -> None:
-        """Called after it; the last traced step is waited for."""
-        if self.running and number == FIRST + STEPS - 1:
-            jax.block_until_ready(metrics)
-            self.close()
+    def ends(self, number: int) -> bool:
+        """Whether the number-th step is the last of the trace: when it is done, `close`."""
+        return self.running and number == FIRST + STEPS - 1
 
     def close(self) -> None:
         """End the trace, also of a run that stops early."""
         if self.running:
-            jax.profiler.stop_trace()
             self.running = False
-            print(f"wrote a trace of {STEPS} steps to {self.directory}")
+            jax.profiler.stop_trace()
+            print(f"wrote a trace to {self.directory}")

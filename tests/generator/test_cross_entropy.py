@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from generator import cross_entropy as module
-from generator.cross_entropy import cross_entropy, parts
+from generator.cross_entropy import cross_entropy, part_count
 
 B, T, D, V = 2, 12, 8, 50
 
@@ -53,7 +53,7 @@ def test_losses_hits_and_gradients_are_those_of_the_definition(case, most, monke
 @pytest.mark.parametrize(("most", "count"), [(2**27, 1), (B * T * V, 1), (B * T * V - 1, 2), (5 * B * V, 3), (1, T)])
 def test_as_many_parts_as_are_needed_and_no_more(most, count, monkeypatch):
     monkeypatch.setattr(module, "MOST_LOGITS", most)
-    assert parts(B, T, V) == count
+    assert part_count(B, T, V) == count
 
 
 def test_the_backward_pass_of_parts_holds_no_more_logits_than_one(case, monkeypatch):

@@ -4,9 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from input_pipeline.pipeline import image_batches, records_read, state_after
+from input_pipeline.pipeline import ALL, image_batches, records_read, state_after
 from input_pipeline.transforms import to_uint8
 from models.errors import UserError
+from models.sharding import Reader
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def numbered(section, tmp_path):
     return section(name="npz", path=str(tmp_path), resolution=4)
 
 
-def stream(data, split="train", *, batch_size=8, seed=0, augment=False, repeat=True, reader=(0, 1)):
+def stream(data, split="train", *, batch_size=8, seed=0, augment=False, repeat=True, reader=ALL):
     return iter(
         image_batches(data, split, batch_size=batch_size, seed=seed, augment=augment, repeat=repeat, reader=reader)
     )
@@ -174,25 +175,32 @@ def test_a_restored_state_continues_bit_for_bit_past_skipped_images(broken):
 
 
 def test_readers_share_an_epoch_without_overlap(numbered):
-    shares = [numbers(take(stream(numbered, batch_size=5, reader=(index, 2)), 8)) for index in range(2)]
+    shares = [numbers(take(stream(numbered, batch_size=5, reader=Reader((index,), 2)), 8)) for index in range(2)]
     for epoch in (slice(0, 20), slice(20, 40)):
         assert sorted(shares[0][epoch] + shares[1][epoch]) == list(range(40))
     assert set(shares[0][:20]) != set(shares[0][20:])  # a share is not a fixed half of the dataset
 
 
 def test_readers_share_one_pass_in_order(numbered):
-    shares = [numbers(stream(numbered, "test", batch_size=2, repeat=False, reader=(index, 2))) for index in range(2)]
+    shares = [
+        numbers(stream(numbered, "test", batch_size=2, repeat=False, reader=Reader((index,), 2))) for index in range(2)
+    ]
     assert shares == [[0, 1, 4, 5], [2, 3]]
-    shares = [numbers(stream(numbered, "test", batch_size=4, repeat=False, reader=(index, 4))) for index in range(4)]
+    shares = [
+        numbers(stream(numbered, "test", batch_size=4, repeat=False, reader=Reader((index,), 4))) for index in range(4)
+    ]
     assert shares == [[0, 1, 2, 3], [4, 5], [], []]
+    held = ((0, 2), (1, 3))
+    shares = [numbers(stream(numbered, "test", batch_size=2, repeat=False, reader=Reader(rows, 4))) for rows in held]
+    assert shares == [[0, 2, 4], [1, 3, 5]]
 
 
 def test_the_batches_of_several_readers_are_rows_of_the_batch_of_one(section):
     data = section(shift=2, crop_scale=(0.5, 1.0))
     whole = take(stream(data, batch_size=32, augment=True), 3)
-    for index in range(4):
-        part = take(stream(data, batch_size=8, augment=True, reader=(index, 4)), 3)
-        rows = slice(8 * index, 8 * index + 8)
+    for held in ((0,), (1,), (2,), (3,), (0, 2), (1, 3)):  # parts of four; on a torus they need not be neighbours
+        part = take(stream(data, batch_size=8 * len(held), augment=True, reader=Reader(held, 4)), 3)
+        rows = np.concatenate([np.arange(8 * index, 8 * index + 8) for index in held])
         assert_same(part, [{name: array[rows] for name, array in batch.items()} for batch in whole])
 
 
@@ -200,7 +208,9 @@ def test_the_batches_of_several_readers_are_rows_of_the_batch_of_one(section):
 def test_other_readers_go_on_with_the_next_records(section, before, after):
     def streams(count):
         data = section(shift=2)
-        return [stream(data, batch_size=24 // count, augment=True, reader=(index, count)) for index in range(count)]
+        return [
+            stream(data, batch_size=24 // count, augment=True, reader=Reader((index,), count)) for index in range(count)
+        ]
 
     def joined(readers, count):
         parts = [take(reader, count) for reader in readers]

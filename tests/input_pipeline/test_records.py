@@ -16,6 +16,7 @@ from input_pipeline.records import (
     write_shard,
 )
 from models.errors import UserError
+from models.sharding import Reader
 
 COPIES, POSITIONS = 3, 6
 
@@ -207,6 +208,6 @@ def test_token_batches_resume_bit_for_bit(stored):
 def test_readers_share_the_tokens_and_draw_what_one_draws(stored):
     directory, _ = stored
     (whole,) = take(directory, 1, batch_size=24, seed=0)
-    halves = [take(directory, 1, batch_size=12, seed=0, reader=(index, 2))[0] for index in range(2)]
+    halves = [take(directory, 1, batch_size=12, seed=0, reader=Reader((index,), 2))[0] for index in range(2)]
     for name, array in whole.items():
         np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), array)

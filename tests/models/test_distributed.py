@@ -68,7 +68,7 @@ def test_a_process_alone_neither_joins_nor_waits():
     assert not distributed.several()
     distributed.wait()
     assert distributed.first(lambda: 3) == 3
-    assert distributed.gathered(np.array([1, 2])).tolist() == [[1, 2]]
+    assert distributed.from_all(np.array([1, 2])).tolist() == [[1, 2]]
 
 
 class Device:
@@ -79,7 +79,7 @@ class Device:
 
 
 def readers(monkeypatch, processes, shape):
-    """(index, count) of each process, where device i of the mesh is of process processes[i]."""
+    """(rows, count of parts) of each process, where device i of the mesh is of process processes[i]."""
     devices = np.array([Device(number, process) for number, process in enumerate(processes)]).reshape(shape)
     mesh, found = Mesh(devices, sharding.MESH_AXES), []
     for process in sorted(set(processes)):
@@ -88,18 +88,20 @@ def readers(monkeypatch, processes, shape):
     return found
 
 
-def test_each_host_of_a_batch_over_all_devices_reads_its_part(monkeypatch):
-    assert readers(monkeypatch, [0, 0, 1, 1, 2, 2, 3, 3], (2, 4, 1, 1)) == [(0, 4), (1, 4), (2, 4), (3, 4)]
-    assert readers(monkeypatch, [1, 1, 0, 0], (4, 1, 1, 1)) == [(1, 2), (0, 2)]  # in the order of the rows
-    assert readers(monkeypatch, [0, 1, 0, 1], (1, 4, 1, 1)) == [(0, 2), (1, 2)]
-    assert readers(monkeypatch, [0] * 8, (2, 2, 2, 1)) == [(0, 1)]
+def test_each_host_of_a_batch_over_all_devices_reads_its_rows(monkeypatch):
+    found = readers(monkeypatch, [0, 0, 1, 1, 2, 2, 3, 3], (2, 4, 1, 1))
+    assert found == [((0, 1), 8), ((2, 3), 8), ((4, 5), 8), ((6, 7), 8)]
+    assert [reader.readers for reader in found] == [4] * 4
+    assert readers(monkeypatch, [1, 1, 0, 0], (4, 1, 1, 1)) == [((2, 3), 4), ((0, 1), 4)]
+    assert readers(monkeypatch, [0, 1, 0, 1], (1, 4, 1, 1)) == [((0, 2), 4), ((1, 3), 4)]  # as on a torus
+    assert readers(monkeypatch, [0] * 8, (2, 2, 2, 1)) == [((0, 1, 2, 3), 4)]
 
 
 def test_hosts_that_share_examples_along_another_axis_are_one_reader(monkeypatch):
-    assert readers(monkeypatch, [0, 1, 2, 3], (2, 1, 2, 1)) == [(0, 2), (0, 2), (1, 2), (1, 2)]
-    assert readers(monkeypatch, [0, 1, 2, 3], (1, 2, 1, 2)) == [(0, 2), (0, 2), (1, 2), (1, 2)]
-    assert readers(monkeypatch, [0, 1, 2, 3], (1, 1, 4, 1)) == [(0, 1)] * 4
-    assert readers(monkeypatch, [0, 0, 1, 1], (2, 1, 2, 1)) == [(0, 2), (1, 2)]
+    assert readers(monkeypatch, [0, 1, 2, 3], (2, 1, 2, 1)) == [((0,), 2), ((0,), 2), ((1,), 2), ((1,), 2)]
+    assert readers(monkeypatch, [0, 1, 2, 3], (1, 2, 1, 2)) == [((0,), 2), ((0,), 2), ((1,), 2), ((1,), 2)]
+    assert readers(monkeypatch, [0, 1, 2, 3], (1, 1, 4, 1)) == [((0,), 1)] * 4
+    assert readers(monkeypatch, [0, 0, 1, 1], (2, 1, 2, 1)) == [((0,), 2), ((1,), 2)]
 
 
 def test_hosts_that_share_some_examples_are_refused(monkeypatch):

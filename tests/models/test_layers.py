@@ -74,6 +74,15 @@ def test_neighbours_drop_out_independently():
 def test_dropout_is_off_without_a_key_or_a_rate():
     np.testing.assert_array_equal(dropout(X, 0.5, None), X)
     np.testing.assert_array_equal(dropout(X, 0.0, jax.random.key(0)), X)
+    np.testing.assert_array_equal(dropout(X, 1e-6, jax.random.key(0)), X)  # less than one of 2^16
+
+
+def test_dropout_of_bfloat16_is_scaled_as_exactly_as_bfloat16_allows():
+    x = jax.random.normal(jax.random.key(0), (2000, 500), jnp.bfloat16)
+    out, wide = (np.asarray(values, np.float64) for values in (dropout(x, 0.1, jax.random.key(1)), x))
+    kept = out != 0
+    slope = (out * wide)[kept].sum() / (wide**2)[kept].sum()
+    np.testing.assert_allclose(slope, 2**16 / round(0.9 * 2**16), rtol=2e-4)  # the rounded share is 2e-3 off
 
 
 def test_layer_norm_has_mean_0_and_variance_1_but_for_epsilon():

@@ -107,7 +107,7 @@ def tiny_run(directory, *, mesh=None, devices=None, pause=0.0, **fields):
 
     rows = [{name: column[i] for name, column in examples.items()} for i in range(64)]
     records = grain.MapDataset.source(rows).seed(0).shuffle().repeat(None).map(slowly)
-    dataset = process_batches(records, BATCH // reader[1], drop_remainder=True, ahead=False, reader=reader)
+    dataset = process_batches(records, BATCH // reader.readers, drop_remainder=True, ahead=False, reader=reader)
     train(make_generator_learner(config), dataset, heldout_tokens, section, Path(directory), mesh=placed, seed=0)
 
 

@@ -33,7 +33,7 @@ def contents(directory, step):
 
 
 def test_finished_run_resumes_bit_for_bit_after_its_newest_checkpoint_is_damaged(train_generator, tmp_path, caplog):
-    first = train_generator()
+    train_generator()
     directory = tmp_path / "generator"
     wanted = contents(directory, 6)
     before = learned(directory)
@@ -41,9 +41,8 @@ def test_finished_run_resumes_bit_for_bit_after_its_newest_checkpoint_is_damaged
     file = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with caplog.at_level(logging.WARNING, logger="absl"):
-        second = train_generator()
+        train_generator()
     assert "6 is damaged and skipped" in caplog.text
-    assert first == second
     assert contents(directory, 6) == wanted
     assert 6 in steps(directory)
     assert learned(directory) == before
@@ -110,7 +109,8 @@ def test_log_says_how_fast_steps_are_and_at_the_end_where_the_time_went(train_ge
         assert row["speed/images"] > 0
         assert 0 <= row["speed/data_wait"] <= 1
         assert row["speed/memory_gib"] > 0.05
-    *_, last = (row for row in rows if "heldout/loss" in row)
+    last = rows[-1]
+    assert last["step"] == 6
     shares = {name: value for name, value in last.items() if name.startswith("goodput/")}
     seconds = shares.pop("goodput/seconds")
     assert set(shares) == {f"goodput/{kind}" for kind in ("step", "compile", "data", "evaluation", "save")}

@@ -1,4 +1,3 @@
-import jax.numpy as jnp
 import pytest
 
 from models.errors import UserError
@@ -12,7 +11,8 @@ def test_a_trace_is_of_its_steps_alone(tmp_path, monkeypatch):
     trace = Trace(tmp_path, 100)
     for number in range(FIRST + STEPS + 3):
         trace.before(number)
-        trace.after(number, {"loss": jnp.zeros(())})
+        if trace.ends(number):
+            trace.close()
     trace.close()
     assert calls == [("start", FIRST), ("stop", FIRST + STEPS - 1)]
 
