@@ -42,7 +42,7 @@ def cross_entropy(
     return jnp.moveaxis(losses, 0, 2).reshape(B, T), jnp.moveaxis(hits, 0, 2).reshape(B, T)
 
 
-def parts(B: int, T: int, V: int) -> int:
+def part_count(B: int, T: int, V: int) -> int:
     """The least number of equal parts of T slots whose logits fit, each split over the mesh as the whole is."""
     whole = pieces((B, T, V), LOGITS)
     fits = [n for n in range(1, T + 1) if T % n == 0 and pieces((B, T // n, V), LOGITS) == whole]
