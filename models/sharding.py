@@ -51,7 +51,7 @@ def make_mesh(config: Mapping[str, int], devices: Sequence[jax.Device] | None = 
     return Mesh(placed_on(devices, sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def placed_on(devices: Sequence[jax.Device], sizes: list[int]) -> np.ndarray:
+def placed_on(devices: Sequence[Any], sizes: list[int]) -> np.ndarray:
     """Devices in an array of these sizes that follows the links between them.
 
     Of several TPU slices, whose links to each other are slow, the outermost of the batch's axes that they divide goes across.

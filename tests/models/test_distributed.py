@@ -1,6 +1,11 @@
 """What the environment and the flags say of other processes, and who reads what."""
 
 import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -118,3 +123,56 @@ def test_a_tpu_vm_is_noticed_only_where_jax_would_use_its_chips(monkeypatch):
     assert settings({"TPU_SKIP_MDS_QUERY": "1"}, NONE) is None
     monkeypatch.setattr(distributed, "find_spec", lambda name: None)
     assert settings({}, NONE) is None
+
+
+def test_of_several_slices_the_batch_goes_across():
+    def devices(slices, each):
+        made = [Device(number, number // 2) for number in range(slices * each)]
+        for number, device in enumerate(made):
+            device.slice_index = number // each
+        return made
+
+    def sliced(sizes, devices):
+        return np.vectorize(lambda device: device.slice_index)(sharding.placed_on(devices, sizes))
+
+    assert sliced([2, 4, 1, 1], devices(2, 4))[:, :, 0, 0].tolist() == [[0] * 4, [1] * 4]
+    assert sliced([1, 4, 2, 1], devices(2, 4))[0, :, :, 0].tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    with pytest.raises(UserError, match="do not split over 2 slices"):
+        sliced([1, 1, 8, 1], devices(2, 4))
+
+
+LEAVING = """
+import sys
+from models import distributed
+
+address, process = sys.argv[1], int(sys.argv[2])
+distributed.join((address, 2, process), 60)
+distributed.wait()
+if process:
+    distributed.leave(2)
+try:
+    distributed.wait(3)
+except Exception:
+    print("told", file=sys.stderr)
+else:
+    print("went on", file=sys.stderr)
+sys.stderr.flush()
+distributed.leave(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_leaves_is_nobody_that_others_wait_for():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", LEAVING, address]
+    started = [
+        subprocess.Popen([*command, str(process)], stderr=subprocess.PIPE, text=True, env=environment)
+        for process in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in started]
+    assert "told" in said[0], said[0][-2000:]
+    assert "went on" not in said[0]
+    assert started[1].returncode == 2
