@@ -21,7 +21,8 @@ REPEATS = 8  # of which the best counts
 class Goodput:
     """Wall-clock seconds of a training by kind, as its loop waits for them: for steps, for the compiler, for data, ...
 
-    Steps run while the host fetches the next batch, so that "data" is no more than what the devices may have waited.
+    "compile" is of the step; an evaluation's program is compiled in its own time. Steps run while the host fetches the next
+    batch, so that "data" is no more than what the devices may have waited.
 
     Args:
       images: of a step.
@@ -94,7 +95,7 @@ def peak(mesh: Mesh) -> float:
     chip = chip_of(device.device_kind)
     if chip is not None:
         return mesh.size * chip.rates["bfloat16"] / chip.devices
-    # However many devices a CPU is said to be, they are one processor's.
+    # However many devices a CPU is said to be, they are one processor's; a process is taken to have its machine for itself.
     return matrix_rate() * jax.process_count() if device.platform == "cpu" else 0.0
 
 

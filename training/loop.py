@@ -50,7 +50,8 @@ def train(
     """Train a stage to its last step, or go on with it.
 
     Args:
-      learner: a stage's `init`, `players`, `frozen`, `axes`, `after_update` (see `tokenizer.learner`, `generator.learner`).
+      learner: of a stage (see `tokenizer.learner`, `generator.learner`): `stage`, `unit`, `tokens`, `init`, `players`, `axes`,
+        `statistics_axes`, `frozen`, `heldout`, `after_update`.
       dataset: endless batches of this process's examples.
       heldout: makes one pass over held-out batches.
       config: the stage's training section (see `configs/base.py`).
@@ -226,18 +227,18 @@ def as_items(state: State) -> dict[str, Any]:
     return {"ema": state["ema"], "state": {name: tree for name, tree in state.items() if name != "ema"}}
 
 
-def check_batch(batch_size: int, parts: int, mesh: Mesh) -> None:
-    """A batch must divide over its readers and the devices of each, and again into its parts.
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """A batch must divide over the mesh, and again into the parts that it is accumulated of.
 
     Raises:
       UserError: it does not; the next sizes that do are named.
     """
     readers, split = sharding.reader_of(mesh).readers, sharding.batch_parts(mesh)
-    unit = split * parts
+    unit = split * accumulate
     if batch_size % unit:
         below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
-        raise UserError(f"batch_size {batch_size} does not divide into {parts} part(s) over {split} devices of {readers} "
-                        f"reader(s); take {f'{below} or ' if below else ''}{above}.")  # fmt: skip
+        raise UserError(f"batch_size {batch_size} does not divide into {accumulate} part(s) over the {split} that data and fsdp "
+                        f"make, of {readers} host(s); take {f'{below} or ' if below else ''}{above}.")  # fmt: skip
 
 
 def describe_parameters(learner: Any, shapes: State, directory: Path) -> None:
