@@ -60,7 +60,7 @@ def write_tokens(directory: Path) -> None:
     whole = {"ids": rng.integers(0, CODES, (IMAGES, CROPS, POSITIONS, 1)), "label": np.arange(IMAGES) % 1000}
     records.begin(directory, plan)
     records.write_shard(directory, plan, 0, [whole])
-    records.finish(directory)
+    records.finish(directory, plan)
 
 
 def open_row(name: str, root: Path, batch: int, seed: int) -> grain.IterDataset:

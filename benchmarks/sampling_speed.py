@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -94,9 +95,10 @@ def main() -> None:
     case = CASES[options.case]()
     run, calls = sampling(case)
     timed: dict[str, Callable[[], float]] = {"ours": lambda: seconds(run)}
-    if options.beside:
-        timed["beside"] = beside(options.beside)
-    measured = in_turns(timed | {"bandwidth": read_rate, "rate": lambda: matrix_rate(SQUARE)}, options.rounds)
+    with ExitStack() as others:
+        if options.beside:
+            timed["beside"] = others.enter_context(beside(options.beside))
+        measured = in_turns(timed | {"bandwidth": read_rate, "rate": lambda: matrix_rate(SQUARE)}, options.rounds)
     bandwidth, rate = max(measured["bandwidth"]), max(measured["rate"])
     floor = sum(max(read / bandwidth, operations / rate) for read, operations in calls)
     ours = statistics.median(measured["ours"])

@@ -15,6 +15,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -87,9 +88,10 @@ def main() -> None:
         return took
 
     timed: dict[str, Callable[[], float]] = {"rate": lambda: matrix_rate(SQUARE), "ours": ours}
-    if options.beside:
-        timed["beside"] = beside(options.beside)
-    measured = in_turns(timed, options.rounds)
+    with ExitStack() as others:
+        if options.beside:
+            timed["beside"] = others.enter_context(beside(options.beside))
+        measured = in_turns(timed, options.rounds)
     took, rate = statistics.median(measured["ours"]), max(measured["rate"])
     found = {
         "seconds": measured["ours"], "tokens_per_second": tokens / took, "teraflop": operations / 1e12,

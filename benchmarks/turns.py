@@ -4,7 +4,8 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -21,11 +22,15 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def beside(command: str) -> Callable[[], float]:
-    """Starts another program; a call has it do its work once, and returns the seconds that it says it took.
+@contextmanager
+def beside(command: str) -> Iterator[Callable[[], float]]:
+    """Runs another program; a call has it do its work once, and returns the seconds that it says it took.
 
     The program reads a line for every time, and answers each with a line that holds the seconds and nothing else. It gets the
-    malloc that it has anywhere else, not ours.
+    malloc that it has anywhere else, not ours. At the end its standard input is closed, and it is waited for.
+
+    Raises:
+      RuntimeError: on a call, it has ended.
     """
     own = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
     other = subprocess.Popen(shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own)
@@ -33,10 +38,17 @@ def beside(command: str) -> Callable[[], float]:
     def once() -> float:
         assert other.stdin is not None
         assert other.stdout is not None
-        print("once", file=other.stdin, flush=True)
-        return float(other.stdout.readline())
+        with suppress(BrokenPipeError):
+            print("once", file=other.stdin, flush=True)
+        said = other.stdout.readline()
+        if not said:
+            raise RuntimeError(f"{command!r} has ended, with exit code {other.wait()}")
+        return float(said)
 
-    return once
+    try:
+        yield once
+    finally:
+        other.communicate()  # closes what it reads, and waits
 
 
 def in_turns(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

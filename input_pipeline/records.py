@@ -3,6 +3,8 @@
 An entry holds the label and the codes of all the image's crops, so that training draws one of them anew every epoch.
 """
 
+import glob
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -18,16 +20,16 @@ from models.errors import UserError
 from models.files import atomically, write_json
 from models.sharding import Reader
 
-MANIFEST = "manifest.json"  # of finished tokens
-PLAN = "plan.json"  # of those that are being written
+MANIFEST = "manifest.json"
 
 Manifest = Mapping[str, Any]
 
 
 def begin(directory: Path, plan: Manifest) -> None:
-    """Make room for the shards of tokens, by one process; those that an interrupted run of the same plan left stay.
+    """Make room for the shards of tokens, by one process; whole ones that a killed run of the same plan left stay.
 
-    Shards are written into a temporary folder that `finish` renames: an interrupted run leaves no half result.
+    Shards are written into a temporary folder that `finish` renames: an interrupted run leaves no half result. The folder's
+    name tells the plan: shards of another plan are never beside them.
 
     Args:
       directory: where the tokens are to lie; must not exist.
@@ -39,15 +41,18 @@ def begin(directory: Path, plan: Manifest) -> None:
     """
     if directory.exists():
         raise UserError(f"{directory} exists already; remove it to extract again.")
-    temporary = _temporary(directory)
-    if _read(temporary / PLAN) != plan:
-        shutil.rmtree(temporary, ignore_errors=True)
-        write_json(temporary / PLAN, dict(plan))
+    temporary = _temporary(directory, plan)
+    for other in directory.parent.glob(f"{glob.escape(directory.name)}.*tmp"):
+        if other != temporary:
+            shutil.rmtree(other, ignore_errors=True)  # what cannot be removed takes room, and is never read
+    temporary.mkdir(parents=True, exist_ok=True)
+    for half in temporary.glob(".*"):  # of processes that were killed: see `atomically`
+        half.unlink()
 
 
 def is_written(directory: Path, plan: Manifest, k: int) -> bool:
     """Whether shard k is whole."""
-    return (_temporary(directory) / shard_name(k, plan["shards"])).exists()
+    return (_temporary(directory, plan) / shard_name(k, plan["shards"])).exists()
 
 
 def write_shard(directory: Path, plan: Manifest, k: int, batches: Iterable[Mapping[str, np.ndarray]]) -> None:
@@ -63,7 +68,7 @@ def write_shard(directory: Path, plan: Manifest, k: int, batches: Iterable[Mappi
       ValueError: an id is outside its vocabulary, or the ids are not of that shape.
     """
     sizes, row_dtype = np.array(plan["vocabulary"]), _row_dtype(plan)
-    with atomically(_temporary(directory) / shard_name(k, plan["shards"])) as path:
+    with atomically(_temporary(directory, plan) / shard_name(k, plan["shards"])) as path:
         # Groups of one: random access reads one record and not its neighbours. Ids are too random to be compressed.
         writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
         for batch in batches:
@@ -79,20 +84,22 @@ def write_shard(directory: Path, plan: Manifest, k: int, batches: Iterable[Mappi
         writer.close()
 
 
-def finish(directory: Path) -> None:
+def finish(directory: Path, plan: Manifest) -> None:
     """Write the manifest and rename the folder, by one process, once all shards are there.
+
+    Args:
+      directory: as `begin` got it.
+      plan: likewise.
 
     Raises:
       ValueError: there are no tokens.
     """
-    temporary = _temporary(directory)
-    plan = json.loads((temporary / PLAN).read_text())
+    temporary = _temporary(directory, plan)
     records = len(_source(temporary, plan))
     if not records:
         raise ValueError("there are no tokens to write")
     write_json(temporary / MANIFEST, {**plan, "records": records})
     temporary.rename(directory)
-    (directory / PLAN).unlink()
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any] | None:
@@ -101,7 +108,8 @@ def read_manifest(directory: str | Path) -> dict[str, Any] | None:
     Raises:
       UserError: they are of a version that had one entry a crop.
     """
-    manifest = _read(Path(directory) / MANIFEST)
+    file = Path(directory) / MANIFEST
+    manifest = json.loads(file.read_text()) if file.exists() else None
     if manifest is not None and "shards" not in manifest:
         raise UserError(f"{directory} holds tokens of an older version; delete it and run the extract job again.")
     return manifest
@@ -132,7 +140,8 @@ def token_batches(
 
     `batch_size`, `seed`, `repeat`, `reader` and the iterators' state are as in `image_batches`; raises as `token_records`
     does. Where it repeats, an epoch has every image once, by one of its crops, drawn anew from (seed, epoch, place in the
-    epoch); one pass has every crop, those of an image side by side, and fewer images a batch.
+    epoch); one pass has every crop, those of an image side by side, and fewer images a batch, but no less than one, of
+    however many crops.
     """
     records = token_records(directory)
     if repeat:
@@ -161,12 +170,9 @@ def _source(directory: Path, plan: Manifest) -> Any:
     return grain.sources.ArrayRecordDataSource(files)
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text()) if file.exists() else None
-
-
-def _temporary(directory: Path) -> Path:
-    return directory.with_name(directory.name + ".tmp")
+def _temporary(directory: Path, plan: Manifest) -> Path:
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    return directory.with_name(f"{directory.name}.{digest[:12]}.tmp")
 
 
 def _row_dtype(plan: Manifest) -> np.dtype:

@@ -1,7 +1,9 @@
 """Where labelled images come from: one function a kind of dataset, one line each in `SOURCES`."""
 
 import dataclasses
+import hashlib
 import io
+import json
 import os
 import re
 import zipfile
@@ -17,6 +19,7 @@ from models.errors import UserError, unknown
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Validation comes before test, because the test labels of many datasets (ImageNet's too) are secret.
 TFDS_SPLITS = {"train": ("train",), "test": ("validation", "test")}
+WEIGHED = 1000  # files of a folder whose sizes are looked at; those of millions would take minutes
 
 
 class CorruptImage(Exception):
@@ -31,6 +34,7 @@ class Source:
       length: number of records.
       classes: number of classes; labels are in [0, classes).
       read: image and label of record i; raises `CorruptImage` with the record's name.
+      digest: hex that tells these records, in their order, from others, wherever they lie.
       in_memory: whether reading costs nothing.
       labels: of all records, where they are known without reading the images.
     """
@@ -38,6 +42,7 @@ class Source:
     length: int
     classes: int
     read: Callable[[int], tuple[np.ndarray, int]]
+    digest: Callable[[], str]
     in_memory: bool = False
     labels: Sequence[int] | None = None
 
@@ -132,7 +137,13 @@ def image_folder(data: Any, split: str) -> Source:
         kept = np.flatnonzero(_held_out(np.array(labels), every=10) == (split == "test"))
         files, labels = [files[i] for i in kept], [labels[i] for i in kept]
     read = lambda i: (decode(path := str(folder / files[i]), path), labels[i])  # noqa: E731
-    return Source(len(files), len(names), read, labels=labels)
+
+    def digest() -> str:
+        """Of all names, and some sizes: other files may have the same names."""
+        some = files[:: -(-len(files) // WEIGHED)]
+        return _digest(json.dumps([files, labels, [os.stat(folder / file).st_size for file in some]]).encode())
+
+    return Source(len(files), len(names), read, digest, labels=labels)
 
 
 def tfds_dataset(data: Any, split: str) -> Source:
@@ -167,7 +178,8 @@ def tfds_dataset(data: Any, split: str) -> Source:
         record = records[i]
         return decode(io.BytesIO(record["image"]), f"{data.name} {chosen} record {i}"), int(record["label"])
 
-    return Source(len(records), features["label"].num_classes, read)
+    prepared = [builder.info.full_name, chosen, splits[chosen].shard_lengths, splits[chosen].num_bytes]
+    return Source(len(records), features["label"].num_classes, read, lambda: _digest(json.dumps(prepared).encode()))
 
 
 SOURCES: dict[str, Callable[[Any, str], Source]] = {
@@ -179,7 +191,16 @@ SOURCES: dict[str, Callable[[Any, str], Source]] = {
 
 def _in_memory(images: np.ndarray, labels: np.ndarray, keep: np.ndarray) -> Source:
     images, ids = images[keep], labels[keep].tolist()
-    return Source(len(ids), int(labels.max(initial=-1)) + 1, lambda i: (images[i], ids[i]), True, ids)
+    digest = lambda: _digest(json.dumps([images.shape, ids]).encode(), np.ascontiguousarray(images))  # noqa: E731
+    return Source(len(ids), int(labels.max(initial=-1)) + 1, lambda i: (images[i], ids[i]), digest, True, ids)
+
+
+def _digest(*parts: Any) -> str:
+    """Of bytes and arrays, one after the other."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:16]
 
 
 def _held_out(labels: np.ndarray, *, every: int) -> np.ndarray:

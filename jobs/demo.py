@@ -6,29 +6,40 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from evaluation.pictures import Curve, loss_curves
 from jobs import evaluate, report, sample, train
+from models import distributed
 from models.files import write_json
 from training.metrics import read_metrics
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """W/summary.json, W/loss.png, W/report.html, and what the jobs write."""
+    """W/summary.json, W/loss.png, W/report.html, and what the jobs write; of several processes the first tells."""
     began = time.monotonic()
     seconds_before = seconds_so_far(workdir)
     try:
         train.run(config, workdir)
         sample.run(config, workdir)
+        distributed.wait()  # one process samples
         metrics = evaluate.run(config, workdir)
-        draw_curves(workdir)
     finally:  # an interrupted demo goes on later; its time counts all the same
         seconds = seconds_before + time.monotonic() - began
-        write_json(workdir / "seconds.json", seconds)
+        if not jax.process_index():
+            write_json(workdir / "seconds.json", seconds)
+    if not jax.process_index():
+        tell(config, workdir, {**metrics, "wall_seconds": seconds})
+    distributed.wait()
+
+
+def tell(config: ConfigDict, workdir: Path, metrics: dict[str, Any]) -> None:
+    """What came out: the summary, printed and written, the curves of the losses, and the report."""
+    draw_curves(workdir)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-    summary = {**metrics, "wall_seconds": seconds, "peak_memory_gib": peak}
+    summary = {**metrics, "peak_memory_gib": peak}
     write_json(workdir / "summary.json", summary)
     print_table(summary)
     for picture in sorted(workdir.glob("**/*.png")):

@@ -18,7 +18,7 @@ from input_pipeline.pipeline import process_batches
 from input_pipeline.prefetch import prefetch
 from input_pipeline.sources import open_source
 from input_pipeline.transforms import to_float
-from jobs.workdir import load
+from jobs.workdir import agreed, load
 from models import distributed, sharding
 from models.errors import UserError
 from models.progress import Progress
@@ -27,6 +27,9 @@ from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.step import checksum
 
 Encode = Callable[[jax.Array], jax.Array]
+# How the work was cut and rounded, which decides between codes that are as good: the same in one set of tokens, and free
+# to be another in what reads them.
+INCIDENTAL = ("shards", "at_a_time", "device")
 MOST_COUNTED = 1 << 28  # tokens whose frequencies are counted, where that is not less than one crop an image
 
 
@@ -61,11 +64,19 @@ def extract_split(
     if min(extract.shard_size, extract.batch_size) < 1:
         raise UserError("extract.shard_size and extract.batch_size must be at least 1.")
     shards = -(-len(source) // extract.shard_size)
+    # A device always encodes as many crops at once, so that their number is not what decides a tie between two codes.
+    at_a_time = min(max(1, extract.batch_size // crops.number), extract.shard_size, len(source))
     plan = {
-        **maker, "dataset": data.name, "split": split, "images": len(source), "resolution": data.resolution,
-        "channels": data.channels, "crops": crops.settings, "shards": shards,
+        **maker, "dataset": data.name, "split": split, "images": len(source), "digest": source.digest(),
+        "resolution": data.resolution, "channels": data.channels, "crops": crops.settings, "shards": shards,
+        "at_a_time": at_a_time, "device": jax.local_devices()[0].device_kind,
     }  # fmt: skip
     found = records.read_manifest(directory)
+    for field, value in {**plan, "finished tokens": found}.items():
+        if not agreed(lambda value=value: value):
+            raise UserError(
+                f"{directory}: the hosts differ in {field}, which is {value!r} here; they must see the same files."
+            )
     if found is not None:
         check(directory, found, plan)
         return
@@ -78,22 +89,26 @@ def extract_split(
     missing = {k: part for k, part in parts.items() if not records.is_written(directory, plan, k)}
     total = sum(map(len, parts.values()))
     progress = Progress(f"extract {split}", total, start=total - sum(map(len, missing.values())))
-    # A device always encodes as many crops at once, so that their number is not what decides a tie between two codes.
-    at_a_time = min(max(1, extract.batch_size // crops.number), extract.shard_size, len(source))
     for k, part in missing.items():
         records.write_shard(directory, plan, k, encoded(part, encode, at_a_time, progress))
     progress.close()
     distributed.wait()
     if not jax.process_index():
-        records.finish(directory)
+        records.finish(directory, plan)
     distributed.wait()
 
 
 def check(directory: Path, found: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-    """Refuse, by name, what made other tokens than these would be; into how many files they are cut is nobody's concern."""
+    """Refuse, by name, what made other tokens than these would be."""
     for field, value in plan.items():
-        if field != "shards" and found.get(field) != value:
-            raise UserError(f"{directory} has {field} {found.get(field)!r}, not {value!r}; delete it to extract anew.")
+        if field in INCIDENTAL:
+            continue
+        if field not in found:
+            raise UserError(
+                f"{directory} is of an older version, which did not say its {field}; delete it to extract anew."
+            )
+        if found[field] != value:
+            raise UserError(f"{directory} has {field} {found[field]!r}, not {value!r}; delete it to extract anew.")
 
 
 def own_shards(shards: int) -> range:

@@ -1,28 +1,39 @@
 """A run's folder: its config, and the stages that its checkpoints hold."""
 
+import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from generator.generator import describe_generator
 from input_pipeline.sources import open_source
-from models import sharding
+from models import distributed, sharding
 from models.errors import UserError
 from models.files import write_json
 from models.modules import Description, Params
 from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.checkpoints import Checkpoints
+from training.step import checksum
 
 SECTIONS = ("sampler", "sample", "evaluation", "mesh")  # that are free
 NEWEST = -1  # among the steps of the checkpoints
 
 # What may differ between two commands on one workdir; all else decides what its files hold.
-FREE = (*SECTIONS, "experiment", "stages", "data.path", "data.corrupt_limit")
+FREE = (
+    *SECTIONS,
+    "experiment",
+    "stages",
+    "data.path",
+    "data.corrupt_limit",
+    "extract.shard_size",
+    "extract.batch_size",
+)
 FREE_IN_TRAINING = ("steps", "learning_rate", "schedule", "warmup_steps", "final_share", "clip_norm",
                     "log_every", "save_every", "keep_last", "keep_every", "keep_best")  # fmt: skip
 
@@ -121,8 +132,10 @@ def check_same(before: ConfigDict, now: ConfigDict, workdir: Path) -> None:
 def load(stage: str, description: Description[Any], workdir: Path, step: int = NEWEST) -> tuple[Params, int]:
     """The averaged parameters of a trained stage on every device of this process, and the step that they are of.
 
+    Where several processes act together, all of them call this, and get the same.
+
     Raises:
-      UserError: there is no sound checkpoint (of that step), or it is of another config.
+      UserError: there is no sound checkpoint (of that step), or it is of another config, or other processes read another.
     """
     directory = workdir / stage / "checkpoints"
     if not directory.is_dir():
@@ -132,7 +145,19 @@ def load(stage: str, description: Description[Any], workdir: Path, step: int = N
     checkpoints = Checkpoints(directory, read_only=True)
     found = checkpoints.restore({"ema": shapes}, only=None if step == NEWEST else step)
     checkpoints.close()
+    # Each passed over what it could not read.
+    if not agreed(lambda: found and [found[0], checksum(found[1]["ema"])]):
+        raise UserError(f"the hosts read different checkpoints of {directory}; see in their warnings which cannot read the "
+                        "newest, and why.")  # fmt: skip
     if found is None:
         wanted = "no sound checkpoint" if step == NEWEST else f"no sound checkpoint of step {step}"
         raise UserError(f"{directory} holds {wanted}; run --job=train first, or choose another step.")
     return found[1]["ema"], found[0]
+
+
+def agreed(value: Callable[[], Any]) -> bool:
+    """Whether all processes, each of which must ask, have the same value, JSON; one alone need not know it."""
+    if jax.process_count() == 1:
+        return True
+    digests = distributed.gathered(np.frombuffer(hashlib.sha256(json.dumps(value()).encode()).digest(), np.uint32))
+    return bool((digests == digests[0]).all())

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from models.errors import UserError
 def atomically(path: Path) -> Iterator[Path]:
     """A name beside `path`, renamed to it when the block ends without an error; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Hosts that share the folder may agree in their names (containers) and in their processes' numbers.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         yield temporary
         os.replace(temporary, path)

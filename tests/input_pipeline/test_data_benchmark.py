@@ -1,6 +1,8 @@
-"""The benchmark of the input pipeline, made small."""
+"""The benchmark of the input pipeline, made small, and what times another program beside one."""
 
 import json
+import shlex
+import sys
 import threading
 import time
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import data
+from benchmarks.turns import beside
 
 
 def test_rows_are_measured_and_leave_no_reader_behind(monkeypatch, capsys):
@@ -38,3 +41,15 @@ def test_a_photo_is_of_its_size_and_neither_flat_nor_pure_noise(size):
     assert pixels.std() > 30
     across = np.diff(pixels, axis=1).std()  # of white noise 1.4 times as much as the pixels themselves
     assert across < 0.5 * pixels.std()
+
+
+def test_a_program_beside_is_waited_for_and_its_end_is_told(tmp_path):
+    code = f"import sys; [print(0.25 * k, flush=True) for k, _ in zip((1, 2), sys.stdin)]; open({str(tmp_path / 'end')!r}, 'w')"
+    command = shlex.join([sys.executable, "-c", code])
+    with beside(command) as once:
+        assert once() == 0.25
+    assert (tmp_path / "end").exists()
+    with beside(command) as once:
+        assert [once(), once()] == [0.25, 0.5]
+        with pytest.raises(RuntimeError, match="has ended, with exit code 0"):
+            once()

@@ -1,6 +1,10 @@
 import itertools
 import json
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +23,22 @@ from models.errors import UserError
 from models.sharding import Reader
 
 COPIES, POSITIONS = 3, 6
+ROOT = Path(__file__).parent.parent.parent
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import numpy as np
+from input_pipeline.records import begin, write_shard
+
+directory, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
+
+def batches():
+    yield {"ids": np.zeros((4, 3, 6, 2), int), "label": np.arange(4)}
+    os.kill(os.getpid(), signal.SIGKILL)
+
+begin(directory, plan)
+write_shard(directory, plan, 0, batches())
+"""
 
 
 def plan_of(sizes=(16, 8), shards=3, copies=COPIES, positions=POSITIONS, **fields):
@@ -42,7 +62,7 @@ def write(directory, whole, plan):
     cuts = np.linspace(0, len(whole["label"]), plan["shards"] + 1).astype(int)
     for k, (start, stop) in enumerate(itertools.pairwise(cuts)):
         write_shard(directory, plan, k, in_batches({name: array[start:stop] for name, array in whole.items()}, 4))
-    finish(directory)
+    finish(directory, plan)
 
 
 @pytest.mark.parametrize("sizes", [(16, 8), (1 << 16,), ((1 << 16) + 1, 4)])
@@ -67,7 +87,7 @@ def test_a_record_is_compact_and_little_endian(tmp_path, size, code):
     plan = plan_of((size,), shards=1, copies=2, positions=1)
     begin(tmp_path / "tokens", plan)
     write_shard(tmp_path / "tokens", plan, 0, [{"ids": np.array([[[[258]], [[3]]]]), "label": np.array([-2])}])
-    finish(tmp_path / "tokens")
+    finish(tmp_path / "tokens", plan)
     three = b"\x03".ljust(len(code), b"\x00")
     assert b"\xfe\xff\xff\xff" + code + three in (tmp_path / "tokens" / shard_name(0, 1)).read_bytes()
 
@@ -89,17 +109,41 @@ def test_an_interrupted_write_leaves_no_half_result_and_keeps_whole_shards(tmp_p
     begin(directory, plan)  # the same again
     assert [is_written(directory, plan, k) for k in range(2)] == [False, True]
     write_shard(directory, plan, 0, in_batches(examples(8), 4))
-    finish(directory)
+    finish(directory, plan)
     assert len(token_records(directory)) == 12
     assert os.listdir(tmp_path / "deep") == ["tokens"]
 
 
-def test_shards_of_another_plan_are_not_taken_over(tmp_path):
-    plan = plan_of(tokenizer="a")
-    begin(tmp_path / "tokens", plan)
-    write_shard(tmp_path / "tokens", plan, 0, in_batches(examples(4), 4))
-    begin(tmp_path / "tokens", other := plan_of(tokenizer="b"))
-    assert not is_written(tmp_path / "tokens", other, 0)
+def test_half_a_shard_of_a_killed_process_does_not_get_into_the_tokens(tmp_path):
+    directory, plan = tmp_path / "tokens", plan_of(shards=2)
+    killed = subprocess.run([sys.executable, "-c", KILLED, directory, json.dumps(plan)], cwd=ROOT, check=False)
+    assert killed.returncode == -9
+    (half,) = tmp_path.glob("*.tmp/.*")
+    assert not is_written(directory, plan, 0)
+    write(directory, examples(8), plan)
+    assert not half.exists()
+    assert set(os.listdir(directory)) == {"manifest.json", *(shard_name(k, 2) for k in range(2))}
+    assert os.listdir(tmp_path) == ["tokens"]
+    assert [int(record["label"]) for record in token_records(directory)] == list(range(8))
+
+
+@pytest.mark.parametrize("removable", [True, False])
+def test_shards_of_another_plan_are_not_taken_over(tmp_path, monkeypatch, removable):
+    """Not even where they cannot be removed, as of a disk that is far away and busy."""
+    directory, older = tmp_path / "tokens", tmp_path / "tokens.tmp"
+    plan, other = plan_of(tokenizer="a"), plan_of(tokenizer="b")
+    older.mkdir()  # where an older version wrote
+    (older / shard_name(0, 3)).write_bytes(b"of another version")
+    begin(directory, plan)
+    write_shard(directory, plan, 0, in_batches(examples(4, seed=1), 4))
+    if not removable:
+        monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)
+    begin(directory, other)
+    assert not is_written(directory, other, 0)
+    write(directory, examples(12), other)
+    for record, ids in zip(token_records(directory), examples(12)["ids"], strict=True):
+        np.testing.assert_array_equal(record["ids"], ids)
+    assert (len(os.listdir(tmp_path)) == 1) == removable
 
 
 def test_finished_tokens_are_not_overwritten(tmp_path):
@@ -128,7 +172,7 @@ def test_ids_outside_their_own_vocabulary_are_refused(tmp_path, wrong):
         write_shard(tmp_path / "tokens", plan, 0, [examples(4, copies=1)])
     write_shard(tmp_path / "tokens", plan, 0, [])
     with pytest.raises(ValueError, match="no tokens"):
-        finish(tmp_path / "tokens")
+        finish(tmp_path / "tokens", plan)
 
 
 @pytest.fixture

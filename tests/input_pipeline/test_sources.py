@@ -1,4 +1,6 @@
 import io
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -178,6 +180,63 @@ def test_a_truncated_file_raises_its_name(section, tmp_path, write_folder, suffi
         source[1]
 
 
+# Which dataset it is
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_folder_has_a_digest_that_moves_with_it_and_is_no_other_folders(section, tmp_path, write_folder, suffix):
+    def digest(root, split="train"):
+        return open_source(section(name="folder", path=str(root)), split).digest()
+
+    here = write_folder(tmp_path / "here", count=20, suffix=suffix)
+    found = {digest(here), digest(here, "test")}
+    assert digest(shutil.copytree(here, tmp_path / "moved")) == digest(here)
+    changes = {
+        "a file has another name": lambda root: (root / "cat" / f"003.{suffix}").rename(
+            root / "cat" / f"0033.{suffix}"
+        ),
+        "a class has another name": lambda root: (root / "cat").rename(root / "bat"),
+        "the classes are others": lambda root: (root / "bee").mkdir(),  # of no image, but cats are no longer 0
+        "the pictures are larger": lambda root: [
+            Image.new("RGB", (64, 64), (i, 0, 9)).save(path) for i, path in enumerate(sorted(root.rglob("*.*")))
+        ],
+        "an image is gone": lambda root: (root / "dog" / f"004.{suffix}").unlink(),
+    }
+    for change, work in changes.items():
+        work(root := shutil.copytree(here, tmp_path / change))
+        found.add(digest(root))
+    assert len(found) == 2 + len(changes)
+
+
+def test_the_digest_of_a_large_folder_does_not_look_at_every_file(section, tmp_path, write_folder, monkeypatch):
+    write_folder(tmp_path / "train", count=10)
+    source, looked_at, stat = open_source(section(name="folder", path=str(tmp_path)), "train"), [], os.stat
+    monkeypatch.setattr("input_pipeline.sources.WEIGHED", 7)
+    monkeypatch.setattr(os, "stat", lambda path, **options: looked_at.append(path) or stat(path, **options))
+    assert source.digest()
+    assert len([path for path in looked_at if str(path).endswith(".png")]) == 6  # every third of 18
+
+
+def test_arrays_have_a_digest_of_their_records(section, tmp_path):
+    def digest(path, split="train"):
+        return open_source(section(name="npz", path=str(path)), split).digest()
+
+    write_npz(tmp_path / "a.npz", 20)
+    write_npz(tmp_path / "other-labels.npz", 20, labels=np.arange(20) // 10)
+    pixels = np.array(np.load(tmp_path / "a.npz")["images"])
+    write_npz(tmp_path / "shape.npz", 20, images=pixels.reshape(20, 2, 8, 1))
+    pixels[11, 2, 3] ^= 1
+    write_npz(tmp_path / "other-pixel.npz", 20, images=pixels)
+    files = sorted(tmp_path.glob("*.npz"))
+    assert len({*map(digest, files), digest(tmp_path / "a.npz", "test")}) == len(files) + 1
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.copy(tmp_path / "a.npz", tmp_path / "elsewhere" / "b.npz")
+    assert digest(moved) == digest(tmp_path / "a.npz")
+    digits = {open_source(section(), split).digest() for split in ("train", "test")}
+    assert digits == {open_source(section(), split).digest() for split in ("train", "test")}
+    assert len(digits) == 2
+
+
 # Splits and classes
 
 
@@ -246,6 +305,18 @@ def test_a_tfds_dataset_is_read_without_tensorflow(section, tfds_dir):
     assert all(record["label"] == record["image"][0, 0, 0] % 3 for record in records)
     assert records[0]["image"].shape == (6, 5, 3)
     assert "tensorflow" not in sys.modules
+
+
+def test_a_tfds_dataset_has_a_digest_that_moves_with_it(section, tfds_dir, tmp_path):
+    def digest(path, split):
+        return open_source(section(name="tiny_pictures", path=str(path)), split).digest()
+
+    moved = shutil.copytree(tfds_dir, tmp_path / "moved")
+    found = {digest(path, split) for path in (tfds_dir, moved) for split in ("train", "test")}
+    assert len(found) == 2
+    (info,) = moved.rglob("dataset_info.json")
+    info.write_text(info.read_text().replace('"7"', '"6"'))  # prepared anew, of fewer images
+    assert digest(moved, "train") not in found
 
 
 def test_a_corrupt_tfds_record_raises_its_name(section, tfds_dir, monkeypatch):

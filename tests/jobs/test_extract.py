@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from PIL import Image
 
 from input_pipeline import records
 from input_pipeline.records import read_manifest, token_batches, token_records
+from input_pipeline.sources import open_source
 from input_pipeline.transforms import center_crop, to_float
 from jobs import extract, train
 from jobs.workdir import prepare
@@ -25,19 +29,38 @@ from training.checkpoints import Checkpoints
 from training.step import checksum
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 IMAGES = 40  # a class, of two, every tenth of which is held out
 CORRUPT = "cat/012.png"
 
+# Process 1 may be unable to read a step of the tokenizer; any may be killed in the middle of a shard of the training images.
 SCRIPT = """
-import json, sys
+import json, os, signal, sys
 from pathlib import Path
-folder, workdir, port, process, processes = sys.argv[1:]
-import jax
-if int(processes) > 1:
-    jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
-from test_extract import config_of
-from jobs import extract
-extract.run(config_of(Path(folder)), Path(workdir))
+options = json.loads(sys.argv[1])
+from models import distributed
+from models.errors import UserError
+from input_pipeline import records
+
+def killed(directory, plan, k, batches, write_shard=records.write_shard):
+    def some():
+        yield next(iter(batches))
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_shard(directory, plan, k, some() if k == options["killed"] else batches)
+
+records.write_shard = killed
+try:
+    if options["join"]:
+        distributed.join(tuple(options["join"]), 60)
+        if options["join"][2] and options["blind"] is not None:
+            from runs import cannot_read
+            cannot_read(options["blind"])
+    from test_extract import config_of
+    from jobs import extract
+    extract.run(config_of(Path(options["folder"])), Path(options["workdir"]))
+except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    distributed.leave(2)
 """
 
 
@@ -93,6 +116,12 @@ def extracted(tmp_path_factory, folder, params):
     return workdir
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def contents(workdir):
     return {
         str(path.relative_to(workdir)): path.read_bytes() for path in (workdir / "tokens").rglob("*") if path.is_file()
@@ -137,70 +166,97 @@ def test_held_out_images_have_the_middle_square_alone(extracted, folder, params)
     np.testing.assert_array_equal(batch["ids"], codes)
 
 
-def test_the_manifest_says_what_decided_the_tokens(extracted, params):
+def test_the_manifest_says_what_decided_the_tokens(extracted, folder, params):
     manifest = read_manifest(extracted / "tokens" / "train")
+    digest = open_source(config_of(folder).data, "train").digest()
     assert manifest == {
         "tokenizer": checksum(params), "tokenizer_step": 0, "vocabulary": [16], "positions": 16, "dataset": "folder",
-        "split": "train", "images": 72, "records": 71, "resolution": 16, "channels": 3, "shards": 8,
-        "crops": {"name": "ten", "number": 10, "ranges": [1.25]},
+        "split": "train", "images": 72, "digest": digest, "records": 71, "resolution": 16, "channels": 3, "shards": 8,
+        "crops": {"name": "ten", "number": 10, "ranges": [1.25]}, "at_a_time": 3, "device": "cpu",
     }  # fmt: skip
     assert read_manifest(extracted / "tokens" / "test")["crops"] == {"name": "plain", "number": 1}
 
 
-def test_an_interrupted_extraction_goes_on_and_ends_as_an_undisturbed_one(fresh, extracted, folder, monkeypatch):
-    write_shard = records.write_shard
-
-    def killed(directory, plan, k, batches):
-        def some():
-            yield next(iter(batches))
-            raise KeyboardInterrupt
-
-        write_shard(directory, plan, k, some() if k == 5 else batches)
-
-    monkeypatch.setattr(records, "write_shard", killed)
-    with pytest.raises(KeyboardInterrupt):
-        extract.run(config_of(folder), fresh)
-    monkeypatch.setattr(records, "write_shard", write_shard)
+def test_a_killed_extraction_goes_on_and_ends_as_an_undisturbed_one(fresh, extracted, folder):
+    (killed,) = start(fresh, [folder], killed=5)
+    killed.communicate(timeout=300)
+    assert killed.returncode == -signal.SIGKILL
     assert not (fresh / "tokens" / "train").exists()
-    before = {path: path.stat().st_mtime_ns for path in (fresh / "tokens" / "train.tmp").glob("tokens-*")}
+    (left,) = (fresh / "tokens").iterdir()
+    assert len(list(left.glob(".tokens-*"))) == 1  # half of a shard
+    before = {path.name: path.stat().st_mtime_ns for path in left.glob("tokens-*")}
     assert len(before) == 5
     extract.run(config_of(folder), fresh)
     after = {path.name: path.stat().st_mtime_ns for path in (fresh / "tokens" / "train").iterdir()}
-    assert {path.name: time for path, time in before.items()}.items() <= after.items()
+    assert before.items() <= after.items()
     assert contents(fresh) == contents(extracted)
 
 
-def test_what_a_run_with_other_crops_left_is_not_used(fresh, extracted, folder):
-    left = fresh / "tokens" / "train.tmp"
-    shutil.copytree(extracted / "tokens" / "train", left)
-    manifest = json.loads((left / "manifest.json").read_text())
-    manifest["crops"]["ranges"] = [1.5]
-    del manifest["records"]
-    (left / "manifest.json").rename(left / "plan.json").write_text(json.dumps(manifest))
-    (left / "tokens-00002-of-00008.array_record").write_bytes(b"not what it should be")
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tokenizer", "0" * 16), ("crops", {"name": "ten", "number": 10, "ranges": [1.5]}), ("digest", "of another dataset"),
+     ("at_a_time", 1)],
+)  # fmt: skip
+def test_what_a_run_of_something_else_left_is_not_used(field, value, fresh, extracted, folder):
+    plan = {**read_manifest(extracted / "tokens" / "train"), field: value}
+    del plan["records"]
+    directory = fresh / "tokens" / "train"
+    records.begin(directory, plan)
+    records.write_shard(directory, plan, 2, [{"ids": np.zeros((9, 10, 16, 1), int), "label": np.zeros(9, int)}])
     extract.run(config_of(folder), fresh)
     assert contents(fresh) == contents(extracted)
 
 
-def start(folder, workdir, port, process, processes, devices):
+def start(workdir, folders, *, blind=None, killed=None, devices=1):
+    """Processes that extract together, each from its folder."""
+    address = f"127.0.0.1:{free_port()}"
     environment = {
-        **os.environ, "PYTHONPATH": f"{HERE.parent.parent}:{HERE}", "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        **os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE, ROOT / "tests" / "training"))),
+        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }  # fmt: skip
-    command = [sys.executable, "-c", SCRIPT, *map(str, (folder, workdir, port, process, processes))]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    started = []
+    for process, folder in enumerate(folders):
+        join = [address, len(folders), process] if len(folders) > 1 else None
+        options = {"workdir": str(workdir), "folder": str(folder), "join": join, "blind": blind, "killed": killed}
+        started.append(subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, json.dumps(options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env=environment,
+        ))  # fmt: skip
+    return started
 
 
 @pytest.mark.slow
 def test_two_processes_of_two_devices_write_the_bytes_that_one_writes(fresh, extracted, folder):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = [start(folder, fresh, port, process, 2, devices=2) for process in range(2)]
-    for process in running:
+    for process in start(fresh, [folder, folder], devices=2):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-3000:]
     assert contents(fresh) == contents(extracted)
+
+
+def add_step(workdir, params, step):
+    """Another checkpoint of the tokenizer, as training writes them."""
+    checkpoints = Checkpoints(workdir / "tokenizer" / "checkpoints", keep_last=2)
+    batches = iter(grain.MapDataset.range(8).to_iter_dataset().batch(2))
+    checkpoints.save(step, {"ema": params}, batches, loss=0.0)
+    checkpoints.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["checkpoints", "images"])
+def test_processes_that_read_other_things_are_told(what, fresh, folder, params, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    if what == "images":
+        (other / "dog" / "003.png").rename(other / "dog" / "0031.png")
+        told = r"tokens/train: the hosts differ in digest, which is '[0-9a-f]+' here; they must see the same"
+    else:
+        add_step(fresh, describe_tokenizer(config_of(folder)).init(jax.random.key(4)), 3)
+        told = r"the hosts read different checkpoints of .*/tokenizer/checkpoints; see in their warnings"
+    started = start(fresh, [folder, other if what == "images" else folder], blind=3 if what == "checkpoints" else None)
+    for process in started:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 2, err[-3000:]
+        assert re.search(told, err)
+    assert not (fresh / "tokens").exists()
 
 
 def test_processes_share_the_shards_next_to_each_other(monkeypatch):
@@ -245,6 +301,26 @@ def test_tokens_of_other_crops_are_refused(fields, told, extracted, folder):
         extract.run(config_of(folder, **fields), extracted)
 
 
+def test_tokens_are_of_a_dataset_wherever_it_lies(extracted, tmp_path, folder):
+    before, moved = contents(extracted), shutil.copytree(folder, tmp_path / "moved")
+    extract.run(prepare(config_of(moved), extracted, write=False), extracted)
+    assert contents(extracted) == before
+    for name in ("cat/001.png", "dog/001.png"):  # as many images, one of them another
+        (moved / name).rename(moved / name.replace("001", "0010"))
+    with pytest.raises(UserError, match=r"tokens/train has digest '[0-9a-f]+', not '[0-9a-f]+'; delete it"):
+        extract.run(config_of(moved), extracted)
+
+
+def test_tokens_that_do_not_say_of_which_images_they_are_are_refused(extracted, tmp_path, folder):
+    workdir = copied(extracted, tmp_path / "w")
+    path = workdir / "tokens" / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["digest"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="older version, which did not say its digest; delete it to extract anew"):
+        extract.run(config_of(folder), workdir)
+
+
 def test_a_size_that_makes_no_sense_is_told(fresh, folder):
     with pytest.raises(UserError, match=r"extract\.shard_size and extract\.batch_size"):
         extract.run(config_of(folder, **{"extract.shard_size": 0}), fresh)
@@ -252,7 +328,8 @@ def test_a_size_that_makes_no_sense_is_told(fresh, folder):
 
 def test_tokens_that_are_there_are_left_alone_however_they_would_be_cut_into_files(extracted, folder):
     before = contents(extracted)
-    extract.run(config_of(folder, **{"extract.shard_size": 20, "extract.batch_size": 8}), extracted)
+    config = config_of(folder, **{"extract.shard_size": 20, "extract.batch_size": 8})
+    extract.run(prepare(config, extracted, write=False), extracted)
     assert contents(extracted) == before
 
 

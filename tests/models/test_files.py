@@ -32,6 +32,16 @@ def write_half(path):
         raise OSError("disk full")
 
 
+def test_writers_of_one_file_do_not_share_a_temporary_one(tmp_path):
+    """Two hosts whose names and process numbers are the same, as in containers, are what one process is here."""
+    path = tmp_path / "file.txt"
+    with atomically(path) as one, atomically(path) as other:
+        one.write_text("one")
+        other.write_text("the other")
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_json_has_no_infinities(tmp_path):
     write_json(tmp_path / "a.json", {"x": float("inf"), "y": [float("nan"), 1.5], "z": {"w": (2, "inf")}})
     strict = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
