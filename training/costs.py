@@ -224,13 +224,14 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
     written = in_memory(instruction)
     if opcode == "fusion":
         inner = module.computations[instruction.called()[0]]
-        parameters = {int(part.inside): part for part in inner if part.opcode == "parameter"}
+        parameters = inner.parameters()
         read = math.fsum(
-            fused_read(inner, parameters[number])
+            fused_read(module, inner, parameters[number])
             for number, operand in enumerate(computation.instructions[name] for name in instruction.operands)
             if in_memory(operand)
         )
-        return read + fused_write(inner, instruction)
+        ends = zip(instruction.arrays, fused_writes(module, inner), strict=True)
+        return read + math.fsum(min(array.bytes, size) for array, size in ends if array.space == 0)
     if opcode in SLICES:
         touched = instruction.bytes
         return math.fsum(touched for array in (*operands[0].arrays[:1], *instruction.arrays) if array.space == 0)
@@ -249,16 +250,20 @@ def in_memory(instruction: Instruction) -> float:
     return math.fsum(array.bytes for array in instruction.arrays if array.space == 0)
 
 
-def fused_read(inner: Computation, parameter: Instruction) -> float:
+def fused_read(module: Module, inner: Computation, parameter: Instruction) -> float:
     """Bytes that a fusion reads of a parameter: slices of it, nothing where it is only written into, or all."""
     read = 0.0
-    for user in seen_through(inner, parameter.name):
-        place = user[0]
-        if place.opcode in SLICES and place.operands[0] == user[1]:
+    for place, name in seen_through(inner, parameter.name):
+        first = place.operands[0] == name
+        if place.opcode in SLICES and first:
             read += place.bytes
-        elif place.opcode == "dynamic-update-slice" and place.operands[0] == user[1]:
-            read += 0.0
-        else:
+        elif place.opcode == "fusion":  # a TPU's compiler nests them
+            nested = module.computations[place.called()[0]]
+            own = nested.parameters()
+            read += math.fsum(
+                fused_read(module, nested, own[n]) for n, operand in enumerate(place.operands) if operand == name
+            )
+        elif place.opcode != "dynamic-update-slice" or not first:
             return parameter.bytes
     return min(read, parameter.bytes)
 
@@ -271,20 +276,23 @@ def seen_through(inner: Computation, name: str) -> list[tuple[Instruction, str]]
     return found
 
 
-def fused_write(inner: Computation, instruction: Instruction) -> float:
-    """Bytes that a fusion writes: of a result updated in place the update alone."""
-    root = inner.instructions[inner.root]
-    results = inner.operands(root) if root.opcode == "tuple" else [root]
-    if len(results) != len(instruction.arrays):
-        return in_memory(instruction)
-    total = 0.0
-    for array, result in zip(instruction.arrays, results):
-        while result.opcode in TRANSPARENT and result.operands:
+def fused_writes(module: Module, inner: Computation) -> list[float]:
+    """Bytes that a fusion writes of each of its results: of one that is updated in place the update alone."""
+    root, sizes = inner.instructions[inner.root], []
+    if root.opcode == "fusion":
+        return fused_writes(module, module.computations[root.called()[0]])
+    for result in inner.operands(root) if root.opcode == "tuple" else [root]:
+        number, results = 0, len(result.arrays)
+        while result.opcode in (*TRANSPARENT, "get-tuple-element") and result.operands:
+            number = int(result.attribute(r"index=(\d+)") or number)
             result = inner.instructions[result.operands[0]]
-        in_place = result.opcode == "dynamic-update-slice"
-        size = min(array.bytes, inner.operands(result)[1].bytes) if in_place else array.bytes
-        total += size if array.space == 0 else 0.0
-    return total
+        if result.opcode == "dynamic-update-slice":
+            sizes.append(inner.operands(result)[1].bytes)
+        elif result.opcode == "fusion":
+            sizes.append(fused_writes(module, module.computations[result.called()[0]])[number])
+        else:
+            sizes += [math.inf] * results
+    return sizes
 
 
 # ---- links

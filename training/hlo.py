@@ -89,6 +89,10 @@ class Computation:
         """The instructions whose results it takes."""
         return [self.instructions[name] for name in instruction.operands if name in self.instructions]
 
+    def parameters(self) -> dict[int, Instruction]:
+        """Its parameters by their number."""
+        return {int(part.inside): part for part in self if part.opcode == "parameter"}
+
     def behind(self, name: str) -> Instruction:
         """The instruction that makes what copies and changes of type hand on."""
         found = self.instructions[name]

@@ -128,6 +128,66 @@ def test_vector_memory_is_no_traffic_and_slices_are_what_they_touch():
     assert costs_of(text).hbm_bytes == 4096 + 4096 + 1024 + 2 * 4096
 
 
+NESTED = """
+%take (a: f32[12,8,128], i: s32[]) -> f32[8,128] {
+  %a = f32[12,8,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  %s = f32[1,8,128]{2,1,0} dynamic-slice(%a, %i, %z, %z), dynamic_slice_sizes={1,8,128}
+  ROOT %b = f32[8,128]{1,0} bitcast(%s)
+}
+
+%put (c: f32[12,8,128], u: f32[8,128], j: s32[]) -> f32[12,8,128] {
+  %c = f32[12,8,128]{2,1,0} parameter(0)
+  %u = f32[8,128]{1,0} parameter(1)
+  %j = s32[] parameter(2)
+  %z = s32[] constant(0)
+  %v = f32[1,8,128]{2,1,0} bitcast(%u)
+  ROOT %d = f32[12,8,128]{2,1,0} dynamic-update-slice(%c, %v, %j, %z, %z)
+}
+
+%layer (a: f32[12,8,128], c: f32[12,8,128], i: s32[]) -> ROOT_TYPE {
+  %a = f32[12,8,128]{2,1,0} parameter(0)
+  %c = f32[12,8,128]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %row = f32[8,128]{1,0} fusion(%a, %i), kind=kLoop, calls=%take
+  %new = f32[12,8,128]{2,1,0} fusion(%c, %row, %i), kind=kLoop, calls=%put
+  ROOT %r = RESULT
+}
+
+%body (p: (s32[]{S(6)}, f32[12,8,128], f32[12,8,128])) -> (s32[], f32[12,8,128], f32[12,8,128]) {
+  %p = (s32[]{:T(128)S(6)}, f32[12,8,128]{2,1,0:T(8,128)}, f32[12,8,128]{2,1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)S(6)} get-tuple-element(%p), index=0
+  %a = f32[12,8,128]{2,1,0:T(8,128)} get-tuple-element(%p), index=1
+  %c = f32[12,8,128]{2,1,0:T(8,128)} get-tuple-element(%p), index=2
+  %f = ROOT_TYPE fusion(%a, %c, %i), kind=kOutput, calls=%layer
+  ROOT %t = (s32[], f32[12,8,128], f32[12,8,128]) tuple(%i, %a, %c)
+}
+
+%test (p: (s32[]{S(6)}, f32[12,8,128], f32[12,8,128])) -> pred[] {
+  ROOT %p = pred[] parameter(0)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "result"),
+    [
+        ("f32[12,8,128]{2,1,0:T(8,128)}", "f32[12,8,128]{2,1,0} bitcast(%new)"),
+        ("f32[12,8,128]{2,1,0:T(8,128)}", "f32[12,8,128]{2,1,0} fusion(%c, %row, %i), kind=kLoop, calls=%put"),
+        ("(f32[12,8,128]{2,1,0:T(8,128)})", "(f32[12,8,128]{2,1,0}) tuple(%new)"),
+    ],
+)
+def test_fusions_inside_fusions_read_and_write_a_layer_of_a_stack(kind, result):
+    text = program(
+        "%p = (s32[], f32[12,8,128]{2,1,0}, f32[12,8,128]{2,1,0}) parameter(0)",
+        "ROOT %w = (s32[], f32[12,8,128]{2,1,0}, f32[12,8,128]{2,1,0}) while(%p), condition=%test, body=%body, "
+        'backend_config={"known_trip_count":{"n":"12"}}',
+        others=NESTED.replace("ROOT_TYPE", kind).replace("RESULT", result),
+    )
+    assert costs_of(text).hbm_bytes == 12 * (4096 + 4096)
+
+
 @pytest.mark.parametrize(
     ("groups", "devices"),
     [("{{0,1,2,3},{4,5,6,7}}", 4), ("[4,64]<=[64,4]T(1,0)", 64), ("[256]<=[256]", 256), ("mesh['a'=4,'b'=64] {'b'}", 64),
