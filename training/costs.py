@@ -230,8 +230,8 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
             for number, operand in enumerate(computation.instructions[name] for name in instruction.operands)
             if in_memory(operand)
         )
-        ends = zip(instruction.arrays, fused_writes(module, inner), strict=True)
-        return read + math.fsum(min(array.bytes, size) for array, size in ends if array.space == 0)
+        results = zip(instruction.arrays, fused_writes(module, inner), strict=True)
+        return read + math.fsum(min(array.bytes, size) for array, size in results if array.space == 0)
     if opcode in SLICES:
         touched = instruction.bytes
         return math.fsum(touched for array in (*operands[0].arrays[:1], *instruction.arrays) if array.space == 0)
