@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from training.chips import CHIPS
-from training.costs import Costs, costs_of, window_pairs
+from training.costs import Costs, costs_of
+from training.products import window_pairs
 
 S = jax.ShapeDtypeStruct
 
@@ -200,6 +201,57 @@ def test_groups_in_every_form(groups, devices):
         f"ROOT %r = f32[1024]{{0:T(1024)}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%a",
     )
     assert costs_of(text).link_bytes == {"all-reduce": pytest.approx(2 * (devices - 1) / devices * 4096)}
+
+
+@pytest.mark.parametrize(("groups", "devices"), [("{}", 16), ("something", 0)])
+def test_groups_of_all_and_of_nobody_knows_whom(groups, devices):
+    text = program(
+        "%x = f32[1024]{0:T(1024)} parameter(0)",
+        f"ROOT %r = f32[1024]{{0:T(1024)}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%a",
+    ).replace("HloModule m", "HloModule m, is_scheduled=true, replica_count=2, num_partitions=8")
+    if devices:
+        assert costs_of(text).link_bytes == {"all-reduce": pytest.approx(2 * (devices - 1) / devices * 4096)}
+    else:
+        with pytest.raises(ValueError, match="unknown groups"):
+            costs_of(text)
+
+
+def test_an_update_is_read_where_it_lies_and_written_where_the_whole_does():
+    text = program(
+        "%w = f32[6,8,128]{2,1,0:T(8,128)} parameter(0)",
+        "%u = f32[1,8,128]{2,1,0:T(8,128)S(1)} parameter(1)",
+        "%z = s32[]{:T(128)S(6)} parameter(2)",
+        "ROOT %d = f32[6,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%w, %u, %z, %z, %z)",
+    )
+    assert costs_of(text).hbm_bytes == 4096
+    unknown = program("%w = f32[6,8,128]{2,1,0} parameter(0)", "ROOT %d = f32[6,8,128]{2,1,0} sort-start(%w)")
+    with pytest.raises(ValueError, match="sort-start"):
+        costs_of(unknown)
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second", "result"),
+    [
+        ("Forward", "4,9,9,6", "3,3,6,8", "4,7,7,8"), ("BiasActivationForward", "4,9,9,6", "3,3,6,8", "4,7,7,8"),
+        ("BackwardInput", "4,7,7,8", "3,3,6,8", "4,9,9,6"), ("BackwardFilter", "4,9,9,6", "4,7,7,8", "3,3,6,8"),
+    ],
+)  # fmt: skip
+def test_convolutions_of_a_library_cost_as_much_as_the_forward_one(kind, first, second, result):
+    text = program(
+        f"%x = f32[{first}]{{3,2,1,0}} parameter(0)",
+        f"%y = f32[{second}]{{3,2,1,0}} parameter(1)",
+        f"ROOT %c = (f32[{result}]{{3,2,1,0}}, u8[1024]{{0}}) custom-call(%x, %y), window={{size=3x3}}, "
+        f'dim_labels=b01f_01io->b01f, custom_call_target="__cudnn$conv{kind}"',
+    )
+    assert sum(costs_of(text).flops.values()) == 2 * 4 * 7 * 7 * 8 * 3 * 3 * 6
+    with pytest.raises(ValueError, match="convolution of unknown cost"):
+        costs_of(text.replace("__cudnn$conv", "__mystery$"))
+
+
+def test_links_that_are_not_known_bound_nothing():
+    seconds = Costs(link_bytes={"all-gather": 600e9}).seconds(CHIPS["TPU7x"])
+    assert seconds["links"] == 0  # the two devices of a chip share what it receives
+    assert Costs(link_bytes={"all-gather": 600e9}).seconds(CHIPS["TPU v5"])["links"] == pytest.approx(1)
 
 
 def test_asynchronous_and_fused_collectives_count_once():
