@@ -98,6 +98,7 @@ def choose_config(job: str, workdir: Path) -> ConfigDict:
     given = {field: flags.FLAGS[name].value for name, field in SHORT.items()}
     config.update_from_flattened_dict({field: value for field, value in given.items() if value is not None})
     if job == "compile":  # which needs no dataset, and leaves the workdir alone
+        config.data.classes = config.data.classes or (exists and run.read_config(workdir).data.classes) or 0
         return config
     return run.prepare(config, workdir, write=job in ("demo", "train"))
 

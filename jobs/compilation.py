@@ -1,6 +1,7 @@
 """A program compiled for chips that are not there: does it fit, what does it cost, how fast can it be at best?"""
 
 import math
+import os
 import re
 import time
 from typing import Any
@@ -19,21 +20,30 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 Record = dict[str, Any]
 
 
-def compile_program(program: Program, topology: Topology) -> Record:
+def compile_program(program: Program, topology: Topology, usable: float) -> Record:
     """Compile, and read what the compiler says; nothing runs.
 
+    Args:
+      program: what is compiled.
+      topology: for which chips.
+      usable: bytes a chip, from `usable_bytes`.
+
     Returns:
-      {"program", "fits", "chips", "images", "bytes_per_chip", "hbm_bytes", "memory", "compile_seconds"}, memory being bytes a
-      chip by kind; and of what fits {"flops_per_step", "model_flops_per_step", "recomputed_flops_per_step", "traffic_per_chip",
-      "links_per_chip", "collectives", "seconds", "step_seconds_bound", "limited_by", "mfu_bound", "images_per_second_bound",
-      "unknown_loops"}.
+      {"program", "fits", "chips", "images", "model_flops_per_step", "bytes_per_chip", "hbm_bytes", "memory",
+      "compile_seconds"}, memory being bytes a chip by kind; and of what fits {"flops_per_step", "recomputed_flops_per_step",
+      "traffic_per_chip", "links_per_chip", "collectives", "seconds", "step_seconds_bound", "limited_by", "mfu_bound",
+      "images_per_second_bound", "unknown_loops"}. Chips, images and FLOPs are those of all hosts.
     """
     began = time.monotonic()
     with jax.set_mesh(program.mesh):
         traced = program.function.trace(*program.arguments)
         lowered = traced.lower(lowering_platforms=(topology.platform,))
     held = {kind: tree_bytes(tree) * topology.chip.devices for kind, tree in program.kinds.items()}
-    record: Record = {"program": program.name, "chips": topology.chips, "images": program.images}
+    model = program.hosts * model_flops(traced.jaxpr, loops=program.calls)
+    record: Record = {
+        "program": program.name, "chips": topology.chips, "images": program.hosts * program.images,
+        "model_flops_per_step": model,
+    }  # fmt: skip
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -41,16 +51,15 @@ def compile_program(program: Program, topology: Topology) -> Record:
         if needed is None:
             raise
         used, usable = (amount * topology.chip.devices for amount in needed)
-        seconds = time.monotonic() - began
         return record | {
-            "fits": False,
-            "bytes_per_chip": used,
-            "hbm_bytes": usable,
-            "memory": held,
-            "compile_seconds": seconds,
-        }
-    seconds = time.monotonic() - began
-    record |= memory(compiled.memory_analysis(), held, topology) | {"compile_seconds": seconds}
+            "fits": False, "bytes_per_chip": used, "hbm_bytes": usable, "memory": held,
+            "compile_seconds": time.monotonic() - began,
+        }  # fmt: skip
+    record["compile_seconds"] = time.monotonic() - began
+    kinds = memory(compiled.memory_analysis(), held, topology.chip.devices)
+    used = math.fsum(kinds.values())
+    fits = topology.platform == "tpu" or used <= usable  # a GPU's compiler refuses nothing
+    record |= {"fits": fits, "bytes_per_chip": used, "hbm_bytes": usable, "memory": kinds}
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
@@ -59,35 +68,34 @@ def compile_program(program: Program, topology: Topology) -> Record:
             f"'jax[tpu]=={jax.__version__}'."
         ) from error
     costs = costs_of(text, loops=program.calls)
-    return record | bounds(costs, model_flops(traced.jaxpr, loops=program.calls), program, topology)
+    return record | bounds(costs, model, program, topology)
 
 
-def memory(analysis: Any, held: dict[str, float], topology: Topology) -> Record:
-    """Bytes a chip, by kind."""
-    devices = topology.chip.devices
-    arguments, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
-    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    code = analysis.generated_code_size_in_bytes
-    peak = max(analysis.peak_memory_in_bytes, 0) or arguments + temporary + new + code
-    kinds = held | {
-        "padding": max(devices * arguments - sum(held.values()), 0), "temporaries": devices * temporary,
-        "new results": devices * new, "program": devices * code,
+def memory(analysis: Any, held: dict[str, float], devices: int) -> dict[str, float]:
+    """Bytes a chip by kind, of these arguments; the compiler's own peak also counts a TPU's vector memory, and is not used."""
+    arguments, new = analysis.argument_size_in_bytes, analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return held | {
+        "padding": devices * arguments - math.fsum(held.values()), "temporaries": devices * analysis.temp_size_in_bytes,
+        "new results": devices * new, "program": devices * analysis.generated_code_size_in_bytes,
     }  # fmt: skip
-    usable = usable_bytes(topology)
-    fits = topology.platform == "tpu" or devices * peak <= usable  # a GPU's compiler refuses nothing
-    return {"fits": fits, "bytes_per_chip": devices * peak, "hbm_bytes": usable, "memory": kinds}
 
 
 def bounds(costs: Costs, model: float, program: Program, topology: Topology) -> Record:
     """What the chips do, and the roofline: no step can be faster than its busiest resource at peak rate."""
     chip, devices = topology.chip, topology.chip.devices
+    images, everywhere, peak = (
+        program.hosts * program.images,
+        len(topology.devices),
+        topology.chips * chip.rates[program.dtype],
+    )
     seconds = costs.seconds(chip)
+    # Products of single rows may become sums, of which the program's text does not say what they are.
+    seconds["compute"] = max(seconds["compute"], model / peak)
     limit = max(seconds, key=lambda name: seconds[name])
     bound = seconds[limit]
     return {
-        "flops_per_step": math.fsum(costs.flops.values()) * len(topology.devices),
-        "model_flops_per_step": model,
-        "recomputed_flops_per_step": costs.recomputed_flops * len(topology.devices),
+        "flops_per_step": math.fsum(costs.flops.values()) * everywhere,
+        "recomputed_flops_per_step": costs.recomputed_flops * everywhere,
         "traffic_per_chip": costs.hbm_bytes * devices,
         "links_per_chip": {kind: amount * devices for kind, amount in costs.link_bytes.items()},
         "collectives": dict(costs.collectives),
@@ -95,9 +103,8 @@ def bounds(costs: Costs, model: float, program: Program, topology: Topology) -> 
         "seconds": seconds,
         "step_seconds_bound": bound,
         "limited_by": limit,
-        # Products of single rows may become sums outside the matrix units, which are not counted as compute: hence at most 1.
-        "mfu_bound": min(model / (topology.chips * chip.rates[program.dtype] * bound), 1.0) if bound else 0.0,
-        "images_per_second_bound": program.images / bound if bound else 0.0,
+        "mfu_bound": model / (peak * bound) if bound else 0.0,
+        "images_per_second_bound": images / bound if bound else 0.0,
     }
 
 
@@ -117,9 +124,9 @@ def out_of_memory(message: str) -> tuple[float, float] | None:
 
 
 def usable_bytes(topology: Topology) -> float:
-    """A chip's memory that programs may use: the compiler says it where it refuses one that is too big."""
-    if topology.platform != "tpu":
-        return topology.chip.hbm_bytes
+    """A chip's memory that programs may use: a TPU's compiler says it where it refuses one that is too big."""
+    if topology.platform != "tpu":  # where jax takes a share when it starts
+        return topology.chip.hbm_bytes * float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
     place = jax.sharding.SingleDeviceSharding(topology.devices[0])
     size = int(topology.chip.hbm_bytes / topology.chip.devices) // GIB + 1
     huge = jax.ShapeDtypeStruct((size, GIB // 4), jnp.float32, sharding=place)

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jobs.compilation import Record, compile_program, tree_bytes, usable_bytes
+from jobs.conditions import need_classes
 from jobs.plans import Plan, candidates, search
 from jobs.programs import LEARNERS, programs, training
 from jobs.topologies import Topology, examples, open_topology
-from models.errors import UserError
+from jobs.train import STAGES
+from models import sharding
+from models.errors import UserError, unknown
 from training.chips import GIB
 
 TOP = (
@@ -37,27 +42,31 @@ def run(config: ConfigDict, workdir: Path, *, topology: str, as_json: bool) -> N
     """
     if not topology:
         raise UserError(f"--job=compile needs --topology=NAME, such as {', '.join(examples())}.")
-    stages = [stage for stage in config.stages if stage in LEARNERS]
-    if not stages:
-        raise UserError(f"stages={tuple(config.stages)} leave nothing to compile; take some of {', '.join(LEARNERS)}.")
-    if not config.data.classes:
-        raise UserError("how many classes there are is not known without the dataset; give --config.data.classes=N.")
+    stages = stages_of(config)
     chips = open_topology(topology)
+    # No program is read back from a cache for chips that are not there.
+    jax.config.update("jax_enable_compilation_cache", False)
+    mesh = sharding.make_mesh(config.mesh.to_dict(), chips.devices)
+    sharding.reader_of(mesh)
+    for stage in stages:  # a mistake is told before the minutes that a compiler takes
+        LEARNERS[stage](config)
     print(f"{config.experiment} on {topology}: {chips.chips} chips of {chips.chip.name}", flush=True)
     for stage in config.stages:
-        if stage not in LEARNERS:
+        if stage not in stages:
             print(f"the stage {stage!r} is not compiled: it begins with a trained generator")
-    records = []
-    for name, build in programs(config, chips.devices, chips.platform):
+    usable, records = usable_bytes(chips), []
+    for name, build in programs(config, stages, chips):
         try:
-            record = compile_program(build(), chips)
-        except UserError as error:  # the others may yet be compiled
+            program = build()
+        except UserError as error:  # of its batch or sampler; the others may yet be compiled
             record = {"program": name, "fits": False, "chips": chips.chips, "reason": str(error)}
+        else:
+            record = compile_program(program, chips, usable)
         records.append(record)
         print(f"\n{described(record)}", flush=True)
     main = next(record for record in records if record["program"] == f"train {stages[-1]}")
-    plan = make_plan(config, stages[-1], chips, main)
-    print(f"\n{in_words(plan, config)}", flush=True)
+    plan = make_plan(config, stages[-1], chips, main, mesh, usable)
+    print(f"\nplan for train {stages[-1]}: {in_words(plan)}", flush=True)
     if as_json:
         chosen = {name: main.get(name) for name in TOP}
         print(json.dumps({"topology": topology, "experiment": config.experiment, **chosen, "programs": records,
@@ -66,10 +75,33 @@ def run(config: ConfigDict, workdir: Path, *, topology: str, as_json: bool) -> N
         sys.stdout.flush()
 
 
+def stages_of(config: ConfigDict) -> list[str]:
+    """The config's stages that can be compiled.
+
+    Raises:
+      UserError: there are none, or what they are of is not known.
+    """
+    for stage in config.stages:
+        if stage not in STAGES:
+            raise unknown("stage", stage, STAGES)
+    stages = [stage for stage in config.stages if stage in LEARNERS]
+    if not stages:
+        raise UserError(f"stages={tuple(config.stages)} leave nothing to compile; take some of {', '.join(LEARNERS)}.")
+    if "generator" in stages:
+        need_classes(config, "compile")
+        if not config.data.classes:
+            raise UserError(
+                "how many classes there are is not known without the dataset; give --config.data.classes=N."
+            )
+    return stages
+
+
 # ---- the plan
 
 
-def make_plan(config: ConfigDict, stage: str, chips: Topology, main: Mapping[str, Any]) -> Plan:
+def make_plan(
+    config: ConfigDict, stage: str, chips: Topology, main: Mapping[str, Any], mesh: Mesh, usable: float
+) -> Plan:
     """What to change so that a stage's training fits: nothing where it does."""
     if main["fits"]:
         return Plan({}, main, 0)
@@ -85,19 +117,19 @@ def make_plan(config: ConfigDict, stage: str, chips: Topology, main: Mapping[str
 
     def compiled(overrides: dict[str, Any]) -> Record:
         print(f"trying {typed(overrides)}", flush=True)
-        return compile_program(training(changed(overrides), stage, chips.devices), chips)
+        return compile_program(training(changed(overrides), stage, chips.devices), chips, usable)
 
-    return search(candidates(config, stage, len(chips.devices)), held, compiled, usable_bytes(chips))
+    return search(candidates(config, stage, mesh.shape), held, compiled, usable)
 
 
-def in_words(plan: Plan, config: ConfigDict) -> str:
+def in_words(plan: Plan) -> str:
     """A plan as a sentence, with what to type."""
     if plan.overrides is None:
-        return f"plan: {plan.why}."
+        return f"{plan.why}."
     if not plan.overrides:
-        return "plan: it fits as it is."
+        return "it fits as it is."
     assert plan.record is not None
-    return f"plan, which fits with {free(plan.record)}: {typed(plan.overrides)}\n{described(plan.record)}"
+    return f"{typed(plan.overrides)} fits with {free(plan.record)}\n{described(plan.record)}"
 
 
 def typed(overrides: Mapping[str, Any]) -> str:

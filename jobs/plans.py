@@ -1,15 +1,13 @@
-"""What to change where a training step does not fit: the first of ever greater changes that the compiler accepts."""
+"""What to change where a training step does not fit: the smallest of ever greater changes that the compiler accepts."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from models.transformer import REMATERIALISATION
 
-ATTEMPTS = 6  # programs that are compiled in search of a plan, at most
 Overrides = dict[str, Any]  # config field -> value
 
 
@@ -30,66 +28,65 @@ class Plan:
     why: str = ""
 
 
-def candidates(config: ConfigDict, stage: str, devices: int) -> Iterator[Overrides]:
+def candidates(config: ConfigDict, stage: str, mesh: Mapping[str, int]) -> list[Overrides]:
     """Ever greater changes: what is kept for the backward pass, over how many devices parameters are split, how many images.
 
     Only what changes something is offered: a tokenizer rematerialises nothing.
+
+    Args:
+      config: that does not fit.
+      stage: whose training it is.
+      mesh: its axes' sizes on the devices.
     """
-    section = config.training[stage]
-    others = math.prod(size for axis, size in config.mesh.items() if axis not in ("data", "fsdp"))
-    rows = devices // others  # over which a batch is split
+    section, rows, fsdp = config.training[stage], mesh["data"] * mesh["fsdp"], mesh["fsdp"]
     least = rows * section.accumulate
-    batch = max(-(-section.batch_size // least), 1) * least  # the next that divides
-    fsdp = config.mesh.fsdp if config.mesh.fsdp > 0 else rows // max(config.mesh.data, 1)
-    fixed = {f"training.{stage}.batch_size": batch} if batch != section.batch_size else {}
-    order = list(REMATERIALISATION) if stage == "generator" else [""]
-    policies = order[order.index(config.generator.remat) :] if stage == "generator" else order
+    batch = max(section.batch_size // least, 1) * least  # the nearest that divides and takes no more memory
+    policies, now = (list(REMATERIALISATION), config.generator.remat) if stage == "generator" else ([""], "")
+    policies = policies[policies.index(now) :]
+    widths = [size for size in (fsdp, fsdp * 4, fsdp * 16, fsdp * 64) if size < rows and rows % size == 0] + [rows]
+    batches = [images for n in range(16) if (images := batch >> n) >= least and images % least == 0]
+    steps = [(policy, fsdp, batch) for policy in policies]
+    steps += [(policies[-1], width, batch) for width in widths[1:]]
+    steps += [(policies[-1], rows, images) for images in batches[1:]]
+    return [made for step in steps if (made := change(config, stage, mesh, *step))]
 
-    def change(policy: str, split: int, images: int) -> Overrides:
-        made = dict(fixed)
-        if policy and policy != config.generator.remat:
-            made["generator.remat"] = policy
-        if split != fsdp:
-            made |= {"mesh.data": rows // split, "mesh.fsdp": split}
-        if images != batch:
-            made[f"training.{stage}.batch_size"] = images
-        return made
 
-    wider = [size for size in (fsdp * 4, fsdp * 16, fsdp * 64) if size < rows and rows % size == 0] + [rows] * (
-        fsdp < rows
-    )
-    smaller = [images for n in range(1, 16) if (images := batch >> n) >= least and images % least == 0]
-    steps = [(policy, fsdp, batch) for policy in policies] + [(policies[-1], size, batch) for size in wider]
-    steps += [(policies[-1], (wider or [fsdp])[-1], images) for images in smaller]
-    seen: list[Overrides] = [{}]
-    for step in steps:
-        if (made := change(*step)) not in seen:
-            seen.append(made)
-            yield made
+def change(config: ConfigDict, stage: str, mesh: Mapping[str, int], policy: str, fsdp: int, images: int) -> Overrides:
+    """What to override for this policy, this many devices that parameters are split over, and this many images."""
+    made: Overrides = {"generator.remat": policy} if policy and policy != config.generator.remat else {}
+    if fsdp != mesh["fsdp"]:
+        made |= {"mesh.data": mesh["data"] * mesh["fsdp"] // fsdp, "mesh.fsdp": fsdp}
+    if images != config.training[stage].batch_size:
+        made[f"training.{stage}.batch_size"] = images
+    return made
 
 
 def search(
-    offered: Iterator[Overrides], held: Callable[[Overrides], float], compiled: Callable[[Overrides], Mapping[str, Any]],
+    offered: Sequence[Overrides], held: Callable[[Overrides], float], compiled: Callable[[Overrides], Mapping[str, Any]],
     usable: float,
 ) -> Plan:  # fmt: skip
-    """The first change that fits.
+    """The smallest change that fits: the greatest is tried first, and where it fits, the rest is halved until one is left.
 
     Args:
-      offered: changes, the smallest first.
+      offered: changes, the smallest first, each of which takes less memory than those before it.
       held: bytes a chip that a change's arguments alone take; what is too much already is not compiled.
       compiled: the record of a change's program.
       usable: bytes a chip.
     """
-    attempts = 0
-    for overrides in offered:
-        if held(overrides) > usable:
-            continue
-        if attempts == ATTEMPTS:
-            return Plan(
-                None, None, attempts, f"the search ended after {ATTEMPTS} programs; there are smaller batches to try"
-            )
+    left = [overrides for overrides in offered if held(overrides) <= usable]
+    plan, attempts, tried = None, 0, len(left) - 1
+    while left:
         attempts += 1
-        record = compiled(overrides)
+        record = compiled(left[tried])
         if record["fits"]:
-            return Plan(overrides, record, attempts)
-    return Plan(None, None, attempts, "nothing that can be changed here makes it fit; take more chips, or larger ones")
+            plan = Plan(left[tried], record, attempts)
+            left = left[:tried]
+        elif plan is None:
+            break
+        else:
+            left = left[tried + 1 :]
+        tried = len(left) // 2
+    if plan is None:
+        why = "nothing that can be changed here makes it fit; take more chips, or larger ones"
+        return Plan(None, None, attempts, why)
+    return dataclasses.replace(plan, attempts=attempts)

@@ -16,6 +16,7 @@ from generator.sampling.interface import Aids
 from generator.sampling.samplers import ROWS, SAMPLERS, WINDOW, build_sampler, sampler_settings
 from jobs.feeds import feed_by
 from jobs.sample import sampling_program
+from jobs.topologies import Topology
 from jobs.train import generator_learner, tokenizer_learner
 from models import sharding
 from models.errors import UserError
@@ -32,11 +33,12 @@ class Program:
       name: "train generator", "sample", ...
       function: jitted.
       arguments: trees of `jax.ShapeDtypeStruct` with shardings.
-      kinds: what the arguments hold, name -> tree.
+      kinds: what the arguments hold, name -> tree; every leaf of them once.
       mesh: that it is traced under.
-      images: that one call is of, on all chips.
+      images: that one call is of, on all devices of the mesh.
       dtype: of its arithmetic.
       calls: how often a loop whose length is not known before it runs goes round at least.
+      hosts: that run it at the same time, each for itself.
     """
 
     name: str
@@ -47,20 +49,20 @@ class Program:
     images: int
     dtype: str
     calls: int = 1
+    hosts: int = 1
 
 
 Builder = Callable[[], Program]  # raises UserError where the config does not fit the devices
 
 
-def programs(config: ConfigDict, devices: Sequence[jax.Device], platform: str) -> Iterator[tuple[str, Builder]]:
-    """What --job=train, sample and evaluate would compile on these devices, by name."""
-    stages = [stage for stage in config.stages if stage in LEARNERS]
+def programs(config: ConfigDict, stages: Sequence[str], topology: Topology) -> Iterator[tuple[str, Builder]]:
+    """What --job=train, sample and evaluate would compile for these stages, by name."""
     for stage in stages:
-        yield f"train {stage}", lambda stage=stage: training(config, stage, devices)
+        yield f"train {stage}", lambda stage=stage: training(config, stage, topology.devices)
     if "generator" in stages:
-        yield "sample", lambda: sampling(config, devices, platform)
+        yield "sample", lambda: sampling(config, topology)
     for stage in stages:
-        yield f"evaluate {stage}", lambda stage=stage: heldout(config, stage, devices)
+        yield f"evaluate {stage}", lambda stage=stage: heldout(config, stage, topology.devices)
 
 
 # ---- training, and its held-out batches
@@ -75,20 +77,16 @@ def training(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> P
     section, learner = config.training[stage].to_dict(), LEARNERS[stage](config)
     mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
     check_batch(section["batch_size"], section["accumulate"], mesh)
-    state = training_state(learner, section, mesh)
+    state, _, frozen = arguments = training_arguments(config, stage, learner, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    batch = batch_of(config, stage, section["batch_size"], sharding.batch_sharding(mesh))
-    kinds = {"parameters": state["params"], "optimizer": state["optimizer"], "average": state["ema"],
-             "statistics": state["statistics"], "batch": batch}  # fmt: skip
-    frozen = everywhere(learner.frozen, sharding.replicated(mesh))
     step = compile_step(learner, frozen, section, places, mesh, config.seed).jitted
     return Program(
-        f"train {stage}", step, (state, batch, frozen), kinds, mesh, section["batch_size"], config[stage].dtype
+        f"train {stage}", step, arguments, kinds_of(*arguments), mesh, section["batch_size"], config[stage].dtype
     )
 
 
 def heldout(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> Program:
-    """The loss of a batch of held-out examples.
+    """The loss of a batch of held-out examples, while the state that is trained lies beside.
 
     Raises:
       UserError: mesh or batch do not fit the devices.
@@ -96,20 +94,27 @@ def heldout(config: ConfigDict, stage: str, devices: Sequence[jax.Device]) -> Pr
     section, learner = config.training[stage].to_dict(), LEARNERS[stage](config)
     mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
     check_batch(section["batch_size"], 1, mesh)
-    params = training_state(learner, section, mesh)["ema"]
-    batch = batch_of(config, stage, section["batch_size"], sharding.batch_sharding(mesh))
-    frozen = everywhere(learner.frozen, sharding.replicated(mesh))
-    function = jax.jit(lambda params, batch, frozen: learner.heldout(params, batch, **frozen))
-    kinds = {"average": params, "batch": batch}
+    arguments = training_arguments(config, stage, learner, mesh)
+    # An argument that is kept, though it is not used, is one that the compiler finds room for.
+    function = jax.jit(lambda state, batch, frozen: learner.heldout(state["ema"], batch, **frozen), keep_unused=True)
     return Program(
-        f"evaluate {stage}", function, (params, batch, frozen), kinds, mesh, section["batch_size"], config[stage].dtype
+        f"evaluate {stage}", function, arguments, kinds_of(*arguments), mesh, section["batch_size"], config[stage].dtype
     )
 
 
-def training_state(learner: Any, section: dict[str, Any], mesh: Mesh) -> Any:
-    """Shapes and places of the state that the loop trains."""
+def training_arguments(config: ConfigDict, stage: str, learner: Any, mesh: Mesh) -> tuple[Any, Any, Any]:
+    """Shapes and places of the state that the loop trains, a batch, and what is frozen."""
+    section = config.training[stage].to_dict()
     shapes = jax.eval_shape(make_init(learner, section), jax.random.key(0))
-    return placed(shapes, state_shardings(learner, section, shapes, mesh))
+    state = placed(shapes, state_shardings(learner, section, shapes, mesh))
+    batch = batch_of(config, stage, section["batch_size"], sharding.batch_sharding(mesh))
+    return state, batch, everywhere(learner.frozen, sharding.replicated(mesh))
+
+
+def kinds_of(state: Any, batch: Any, frozen: Any) -> dict[str, Any]:
+    """What the arguments of training are, in words of the table."""
+    names = {"params": "parameters", "ema": "average"}
+    return {names.get(name, name): tree for name, tree in state.items()} | {"batch": batch, "frozen": frozen}
 
 
 LEARNERS: dict[str, Callable[[ConfigDict], Any]] = {
@@ -135,17 +140,18 @@ def batch_of(config: ConfigDict, stage: str, count: int, place: NamedSharding) -
 # ---- sampling: every host works for itself
 
 
-def sampling(config: ConfigDict, devices: Sequence[jax.Device], platform: str) -> Program:
-    """From labels to pixels, `sample.batch_size` images a host; the parameters lie whole on every chip.
+def sampling(config: ConfigDict, topology: Topology) -> Program:
+    """From labels to pixels, `sample.batch_size` images a host, on its own chips; the parameters lie whole on each.
 
     Raises:
       UserError: the sampler drafts by a model of which nothing is known here, or is for no such model.
     """
-    mesh, hosts, images = by_hosts(devices, config.sample.batch_size)
+    mesh = sharding.make_mesh({**dict.fromkeys(sharding.MESH_AXES, 1), "data": -1}, topology.host().devices)
+    images = config.sample.batch_size + -config.sample.batch_size % mesh.size
     tokenizer = describe_tokenizer(config)
     spec = token_spec(tokenizer)
     generator = describe_generator(config, spec, scan_layers=False)
-    section = as_on(platform, config, images // hosts, spec.positions)
+    section = as_on(topology.backend, config, images, spec.positions)
     entry = SAMPLERS[section["name"]]
     asked = entry.asks | (FIRST_DRAFTS[section["first_drafts"]].asks if entry.drafts_first else frozenset())
     if "draft" in asked:
@@ -174,30 +180,24 @@ def sampling(config: ConfigDict, devices: Sequence[jax.Device], platform: str) -
     )  # fmt: skip
     params = everywhere((shapes, tokenizer.shapes), whole)
     sample = build_sampler(section, config.seed, generator.merge(generator.shapes))
-    function = jax.jit(sampling_program(config, tokenizer, generator, sample, aids))
+    # The encoder is not used, but it is loaded.
+    function = jax.jit(sampling_program(config, tokenizer, generator, sample, aids), keep_unused=True)
     arguments = (params, everywhere(aid_params, whole), *everywhere(rows, split))
     kinds = {"parameters": params, "aids": arguments[1], "batch": arguments[2:]}
     calls = 1 if section["name"] == "sequential" else -(-spec.positions // section["window"])
-    return Program("sample", function, arguments, kinds, mesh, images, config.generator.dtype, calls)
+    hosts = len(topology.devices) // mesh.size
+    return Program("sample", function, arguments, kinds, mesh, images, config.generator.dtype, calls, hosts)
 
 
-def as_on(platform: str, config: ConfigDict, images: int, positions: int) -> dict[str, Any]:
-    """The config's section `sampler` with the window that it would have on a host of this platform."""
+def as_on(backend: str, config: ConfigDict, images: int, positions: int) -> dict[str, Any]:
+    """The config's section `sampler` with the window that it would have on a host of this backend, a key of `ROWS`."""
     section = config.sampler.to_dict()
     if section["window"] or section["name"] != "fixed_noise":
         return section | {"window": section["window"] or min(WINDOW, positions)}
     guided = bool((sampler_settings(section, config.seed).scales(positions) != 1).any())
-    window = min(ROWS[platform] // (images * (1 + guided)), WINDOW, positions)
+    window = min(ROWS[backend] // (images * (1 + guided)), WINDOW, positions)
     alone = config.generator.layout != "raster" or section["smooth"]  # whose tokens are not drawn one by one
     return section | ({"name": "sequential"} if window < 2 or alone else {"window": window})
-
-
-def by_hosts(devices: Sequence[jax.Device], images: int) -> tuple[Mesh, int, int]:
-    """A mesh that splits examples alone, the number of hosts, and how many images all of them take at `images` a host."""
-    mesh = sharding.make_mesh({**dict.fromkeys(sharding.MESH_AXES, 1), "data": -1}, devices)
-    hosts = len({device.process_index for device in devices})
-    local = len(devices) // hosts
-    return mesh, hosts, hosts * (images + -images % local)
 
 
 def placed(shapes: Any, places: Any) -> Any:

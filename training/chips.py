@@ -6,6 +6,7 @@ sparsity, and NVLink in one direction.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 GIB = 2**30
@@ -21,7 +22,8 @@ class Chip:
         TPU in one pass of bfloat16, on a GPU as TensorFloat-32); "high" and "highest", what those precisions ask for.
       hbm_bytes: memory.
       hbm_bandwidth: bytes a second.
-      link_bandwidth: bytes a second that a chip can receive from the others of its slice, while it sends as many.
+      link_bandwidth: bytes a second, at most, that a chip receives in collectives, counted as `training.costs.COLLECTIVES`
+        does; inf where that is not known.
       devices: that jax shows a chip as.
     """
 
@@ -42,7 +44,8 @@ def tpu(name: str, peak: float, gib: int, hbm: float, links: float, devices: int
 def gpu(name: str, hbm_bytes: float, hbm: float) -> Chip:
     """A Hopper GPU with NVLink 4; true float32 has no tensor cores."""
     rates = {"bfloat16": 989e12, "float32": 494e12, "high": 67e12, "highest": 67e12}
-    return Chip(name, rates, hbm_bytes, hbm, 450e9)
+    # 450e9 in one direction; its switches add what passes, so that an all-reduce may receive half of what a ring's does.
+    return Chip(name, rates, hbm_bytes, hbm, 2 * 450e9)
 
 
 CHIPS = {  # by `jax.Device.device_kind`
@@ -50,9 +53,10 @@ CHIPS = {  # by `jax.Device.device_kind`
     "TPU v5 lite": tpu("TPU v5e", 197e12, 16, 819e9, 200e9),
     "TPU v5": tpu("TPU v5p", 459e12, 95, 2765e9, 600e9),
     "TPU v6 lite": tpu("TPU v6e", 918e12, 32, 1640e9, 400e9),
-    "TPU7x": tpu("TPU7x", 2307e12, 192, 7380e9, 600e9, devices=2),
-    "NVIDIA H100 80GB HBM3": gpu("H100", 80e9, 3350e9),
-    "NVIDIA H200": gpu("H200", 141e9, 4800e9),
+    # Two devices of a chip share its links and have a faster path between them: what each receives bounds nothing.
+    "TPU7x": tpu("TPU7x", 2307e12, 192, 7380e9, math.inf, devices=2),
+    "NVIDIA H100 80GB HBM3": gpu("H100", 85_520_809_984.0, 3350e9),
+    "NVIDIA H200": gpu("H200", 151_397_597_184.0, 4800e9),
 }
 
 

@@ -89,6 +89,10 @@ class Computation:
         """The instructions whose results it takes."""
         return [self.instructions[name] for name in instruction.operands if name in self.instructions]
 
+    def parameters(self) -> dict[int, Instruction]:
+        """Its parameters by their number."""
+        return {int(part.inside): part for part in self if part.opcode == "parameter"}
+
     def behind(self, name: str) -> Instruction:
         """The instruction that makes what copies and changes of type hand on."""
         found = self.instructions[name]
@@ -106,10 +110,11 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A program: its computations by name, and the one that runs."""
+    """A program: its computations by name, the one that runs, and on how many devices."""
 
     computations: dict[str, Computation]
     entry: Computation
+    devices: int
 
 
 def parse(text: str) -> Module:
@@ -126,7 +131,9 @@ def parse(text: str) -> Module:
         elif found := INSTRUCTION.match(line):
             instructions[found[2]] = parse_instruction(found[2], found[3])
             root = found[2] if found[1] else root
-    return Module(computations, computations[entry])
+    title = text[: text.find("\n")]
+    counts = [re.search(rf"{kind}=(\d+)", title) for kind in ("replica_count", "num_partitions")]
+    return Module(computations, computations[entry], math.prod(int(found[1]) for found in counts if found))
 
 
 def parse_instruction(name: str, text: str) -> Instruction:
@@ -184,7 +191,10 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     ):
         return None
     number = int(counters[0].attribute(r"index=(\d+)"))
-    start = computation.behind(computation.instructions[loop.operands[0]].operands[number])
+    state = computation.instructions[loop.operands[0]]
+    if state.opcode != "tuple":
+        return None
+    start = computation.behind(state.operands[number])
     return int(ends[0].inside) - (int(start.inside) if start.opcode == "constant" and is_integer(start) else 0)
 
 

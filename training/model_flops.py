@@ -10,7 +10,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from training.costs import window_pairs
+from training import products
 
 CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold what a call runs
 REMATERIALISED = "rematted_computation"  # in the names that jax gives to what a backward pass computes again
@@ -69,8 +69,8 @@ class Counting:
         """FLOPs of an equation that was not met before, and the names of its results."""
         primitive, params = equation.primitive.name, equation.params
         if primitive in INSIDE:
-            flops = INSIDE[primitive](self, params)
             key: Any = (primitive, id(equation), *given)
+            flops = 0.0 if key in self.seen else INSIDE[primitive](self, params, self.number(key))
         else:
             called = next((params[kind] for kind in CALLS if kind in params and primitive != "pallas_call"), None)
             if called is not None:
@@ -82,10 +82,10 @@ class Counting:
         number = self.number(key)
         return flops, [(number, place) for place in range(len(equation.outvars))]
 
-    def inside(self, called: Any) -> float:
-        """FLOPs of a computation of its own."""
+    def inside(self, called: Any, caller: int) -> float:
+        """FLOPs of a computation of its own, which several callers may share: in each its inputs are others."""
         inner = getattr(called, "jaxpr", called)
-        fresh = [("bound", id(called), number) for number in range(len(inner.invars))]
+        fresh = [("bound", caller, id(called), number) for number in range(len(inner.invars))]
         return self.run(inner, fresh, [("constant", id(value)) for value in getattr(called, "consts", ())])[0]
 
 
@@ -102,20 +102,14 @@ def dot_flops(equation: Any) -> float:
 
 
 def convolution_flops(equation: Any) -> float:
-    """Of `lax.conv_general_dilated`; padding and what is between dilated entries do not count."""
+    """Of `lax.conv_general_dilated`."""
     params, numbers = equation.params, equation.params["dimension_numbers"]
-    lhs, rhs = (atom.aval.shape for atom in equation.invars)
-    out = equation.outvars[0].aval.shape
-    pairs = math.prod(
-        window_pairs(
-            size=lhs[numbers.lhs_spec[2 + axis]], kernel=rhs[numbers.rhs_spec[2 + axis]], out=out[numbers.out_spec[2 + axis]],
-            stride=params["window_strides"][axis], low=params["padding"][axis][0], spread=params["lhs_dilation"][axis],
-            dilation=params["rhs_dilation"][axis],
-        )
-        for axis in range(len(lhs) - 2)
+    atoms = zip((*equation.invars, *equation.outvars), (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec))
+    sizes = [[atom.aval.shape[axis] for axis in spec] for atom, spec in atoms]
+    return products.convolution_flops(
+        *sizes, strides=params["window_strides"], low=[low for low, _ in params["padding"]], spread=params["lhs_dilation"],
+        dilation=params["rhs_dilation"],
     )  # fmt: skip
-    batch = out[numbers.out_spec[0]] // params["batch_group_count"]
-    return 2.0 * pairs * batch * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]]
 
 
 def kernel_flops(equation: Any) -> float:
@@ -130,7 +124,7 @@ def kernel_flops(equation: Any) -> float:
 
 PRODUCTS = {"dot_general": dot_flops, "conv_general_dilated": convolution_flops, "pallas_call": kernel_flops}
 INSIDE = {  # what runs computations of its own
-    "scan": lambda counting, params: params["length"] * counting.inside(params["jaxpr"]),
-    "while": lambda counting, params: counting.loops * counting.inside(params["body_jaxpr"]),
-    "cond": lambda counting, params: max(counting.inside(branch) for branch in params["branches"]),
+    "scan": lambda counting, params, caller: params["length"] * counting.inside(params["jaxpr"], caller),
+    "while": lambda counting, params, caller: counting.loops * counting.inside(params["body_jaxpr"], caller),
+    "cond": lambda counting, params, caller: max(counting.inside(branch, caller) for branch in params["branches"]),
 }

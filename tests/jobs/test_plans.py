@@ -1,12 +1,15 @@
 """The search for a change that fits, with a compiler that is a formula."""
 
+import math
+
 import pytest
 
 from configs import llamagen
-from jobs.plans import ATTEMPTS, candidates, search
+from jobs.plans import candidates, search
 from models.transformer import REMATERIALISATION
 
 CHIPS = 256
+ATTEMPTS = 6  # programs that are compiled in search of a plan, at most
 
 
 def config_of(**fields):
@@ -14,6 +17,13 @@ def config_of(**fields):
     config.update_from_flattened_dict({"mesh.data": 64, "mesh.fsdp": 4, "generator.remat": "none"} | fields)
     config.training.generator.batch_size = 16 * CHIPS
     return config
+
+
+def mesh_of(config):
+    """As `make_mesh` resolves the config's sizes, without devices."""
+    sizes = dict(config.mesh)
+    known = math.prod(size for size in sizes.values() if size > 0)
+    return {axis: size if size > 0 else CHIPS // known for axis, size in sizes.items()}
 
 
 def changed(config, overrides):
@@ -38,7 +48,8 @@ def compiler(config, usable, calls):
 
 def plan_of(config, usable, held=lambda overrides: 0.0):
     calls = []
-    plan = search(candidates(config, "generator", CHIPS), held, compiler(config, usable, calls), float(usable))
+    offered = candidates(config, "generator", mesh_of(config))
+    plan = search(offered, held, compiler(config, usable, calls), float(usable))
     assert plan.attempts == len(calls) <= ATTEMPTS
     return plan
 
@@ -61,23 +72,29 @@ def test_what_cannot_fit_is_not_compiled():
     held = lambda overrides: 4000 / changed(config, overrides).mesh.fsdp  # noqa: E731
     plan = plan_of(config, 300, held)  # whose state alone is too much, unless split over 16
     assert plan.overrides == {"generator.remat": "full", "mesh.data": 4, "mesh.fsdp": 64}
-    assert plan.attempts == 2
+    assert "nothing that can be changed" in plan_of(config, 300, lambda overrides: 301.0).why
 
 
-def test_a_search_ends_and_says_why():
-    config = config_of(**{"generator.remat": "full"})
+def test_a_batch_that_is_far_too_large_is_found_out_as_well():
+    config = config_of(**{"generator.remat": "none", "mesh.fsdp": 1, "mesh.data": CHIPS})
     config.training.generator.batch_size = 2**12 * CHIPS
-    plan = plan_of(config, 30)
-    assert (plan.overrides, plan.attempts) == (None, ATTEMPTS)
-    assert f"after {ATTEMPTS} programs" in plan.why
-    config.training.generator.batch_size = CHIPS
-    assert "nothing that can be changed" in plan_of(config, 10).why
+    plan = plan_of(config, 100)  # 15.6 + 10 an image
+    assert plan.overrides == {
+        "generator.remat": "full", "mesh.data": 1, "mesh.fsdp": CHIPS, "training.generator.batch_size": 8 * CHIPS,
+    }  # fmt: skip
+
+
+def test_what_nothing_helps_costs_one_attempt():
+    plan = plan_of(config_of(), 10)
+    assert (plan.overrides, plan.record, plan.attempts) == (None, None, 1)
+    assert "nothing that can be changed" in plan.why
 
 
 def test_every_offer_divides_and_changes_something():
     config = config_of()
-    config.training.generator.update(batch_size=1000, accumulate=2)  # 512 examples would be the least
-    offers = list(candidates(config, "generator", CHIPS))
+    config.training.generator.update(batch_size=1500, accumulate=2)  # 512 examples would be the least
+    offers = list(candidates(config, "generator", mesh_of(config)))
+    assert offers[0] == {"training.generator.batch_size": 1024}  # not the next above, which takes more memory
     assert {} not in offers
     assert len(offers) == len({str(offer) for offer in offers})
     for offer in offers:
@@ -89,15 +106,15 @@ def test_every_offer_divides_and_changes_something():
 def test_a_tokenizer_rematerialises_nothing():
     config = config_of()
     config.training.tokenizer.batch_size = 2 * CHIPS
-    offers = list(candidates(config, "tokenizer", CHIPS))
+    offers = list(candidates(config, "tokenizer", mesh_of(config)))
     assert offers
     assert not any("generator.remat" in offer for offer in offers)
 
 
-def test_axes_that_share_examples_are_left_alone():
+@pytest.mark.parametrize("sizes", [{"data": -1, "fsdp": 4, "tensor": 4}, {"data": 16, "fsdp": 4, "tensor": -1}])
+def test_axes_that_share_examples_are_left_alone(sizes):
     config = config_of()
-    config.mesh.tensor = 4
-    config.mesh.update(data=-1, fsdp=4)
-    offers = [offer for offer in candidates(config, "generator", CHIPS) if "mesh.fsdp" in offer]
+    config.mesh.update(sizes)
+    offers = [offer for offer in candidates(config, "generator", mesh_of(config)) if "mesh.fsdp" in offer]
     assert offers
     assert all(offer["mesh.data"] * offer["mesh.fsdp"] == CHIPS // 4 for offer in offers)

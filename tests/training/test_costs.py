@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from training.chips import CHIPS
-from training.costs import Costs, costs_of, window_pairs
+from training.costs import Costs, costs_of
+from training.products import window_pairs
 
 S = jax.ShapeDtypeStruct
 
@@ -128,6 +129,66 @@ def test_vector_memory_is_no_traffic_and_slices_are_what_they_touch():
     assert costs_of(text).hbm_bytes == 4096 + 4096 + 1024 + 2 * 4096
 
 
+NESTED = """
+%take (a: f32[12,8,128], i: s32[]) -> f32[8,128] {
+  %a = f32[12,8,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  %s = f32[1,8,128]{2,1,0} dynamic-slice(%a, %i, %z, %z), dynamic_slice_sizes={1,8,128}
+  ROOT %b = f32[8,128]{1,0} bitcast(%s)
+}
+
+%put (c: f32[12,8,128], u: f32[8,128], j: s32[]) -> f32[12,8,128] {
+  %c = f32[12,8,128]{2,1,0} parameter(0)
+  %u = f32[8,128]{1,0} parameter(1)
+  %j = s32[] parameter(2)
+  %z = s32[] constant(0)
+  %v = f32[1,8,128]{2,1,0} bitcast(%u)
+  ROOT %d = f32[12,8,128]{2,1,0} dynamic-update-slice(%c, %v, %j, %z, %z)
+}
+
+%layer (a: f32[12,8,128], c: f32[12,8,128], i: s32[]) -> ROOT_TYPE {
+  %a = f32[12,8,128]{2,1,0} parameter(0)
+  %c = f32[12,8,128]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %row = f32[8,128]{1,0} fusion(%a, %i), kind=kLoop, calls=%take
+  %new = f32[12,8,128]{2,1,0} fusion(%c, %row, %i), kind=kLoop, calls=%put
+  ROOT %r = RESULT
+}
+
+%body (p: (s32[]{S(6)}, f32[12,8,128], f32[12,8,128])) -> (s32[], f32[12,8,128], f32[12,8,128]) {
+  %p = (s32[]{:T(128)S(6)}, f32[12,8,128]{2,1,0:T(8,128)}, f32[12,8,128]{2,1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)S(6)} get-tuple-element(%p), index=0
+  %a = f32[12,8,128]{2,1,0:T(8,128)} get-tuple-element(%p), index=1
+  %c = f32[12,8,128]{2,1,0:T(8,128)} get-tuple-element(%p), index=2
+  %f = ROOT_TYPE fusion(%a, %c, %i), kind=kOutput, calls=%layer
+  ROOT %t = (s32[], f32[12,8,128], f32[12,8,128]) tuple(%i, %a, %c)
+}
+
+%test (p: (s32[]{S(6)}, f32[12,8,128], f32[12,8,128])) -> pred[] {
+  ROOT %p = pred[] parameter(0)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "result"),
+    [
+        ("f32[12,8,128]{2,1,0:T(8,128)}", "f32[12,8,128]{2,1,0} bitcast(%new)"),
+        ("f32[12,8,128]{2,1,0:T(8,128)}", "f32[12,8,128]{2,1,0} fusion(%c, %row, %i), kind=kLoop, calls=%put"),
+        ("(f32[12,8,128]{2,1,0:T(8,128)})", "(f32[12,8,128]{2,1,0}) tuple(%new)"),
+    ],
+)
+def test_fusions_inside_fusions_read_and_write_a_layer_of_a_stack(kind, result):
+    text = program(
+        "%p = (s32[], f32[12,8,128]{2,1,0}, f32[12,8,128]{2,1,0}) parameter(0)",
+        "ROOT %w = (s32[], f32[12,8,128]{2,1,0}, f32[12,8,128]{2,1,0}) while(%p), condition=%test, body=%body, "
+        'backend_config={"known_trip_count":{"n":"12"}}',
+        others=NESTED.replace("ROOT_TYPE", kind).replace("RESULT", result),
+    )
+    assert costs_of(text).hbm_bytes == 12 * (4096 + 4096)
+
+
 @pytest.mark.parametrize(
     ("groups", "devices"),
     [("{{0,1,2,3},{4,5,6,7}}", 4), ("[4,64]<=[64,4]T(1,0)", 64), ("[256]<=[256]", 256), ("mesh['a'=4,'b'=64] {'b'}", 64),
@@ -140,6 +201,57 @@ def test_groups_in_every_form(groups, devices):
         f"ROOT %r = f32[1024]{{0:T(1024)}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%a",
     )
     assert costs_of(text).link_bytes == {"all-reduce": pytest.approx(2 * (devices - 1) / devices * 4096)}
+
+
+@pytest.mark.parametrize(("groups", "devices"), [("{}", 16), ("something", 0)])
+def test_groups_of_all_and_of_nobody_knows_whom(groups, devices):
+    text = program(
+        "%x = f32[1024]{0:T(1024)} parameter(0)",
+        f"ROOT %r = f32[1024]{{0:T(1024)}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%a",
+    ).replace("HloModule m", "HloModule m, is_scheduled=true, replica_count=2, num_partitions=8")
+    if devices:
+        assert costs_of(text).link_bytes == {"all-reduce": pytest.approx(2 * (devices - 1) / devices * 4096)}
+    else:
+        with pytest.raises(ValueError, match="unknown groups"):
+            costs_of(text)
+
+
+def test_an_update_is_read_where_it_lies_and_written_where_the_whole_does():
+    text = program(
+        "%w = f32[6,8,128]{2,1,0:T(8,128)} parameter(0)",
+        "%u = f32[1,8,128]{2,1,0:T(8,128)S(1)} parameter(1)",
+        "%z = s32[]{:T(128)S(6)} parameter(2)",
+        "ROOT %d = f32[6,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%w, %u, %z, %z, %z)",
+    )
+    assert costs_of(text).hbm_bytes == 4096
+    unknown = program("%w = f32[6,8,128]{2,1,0} parameter(0)", "ROOT %d = f32[6,8,128]{2,1,0} sort-start(%w)")
+    with pytest.raises(ValueError, match="sort-start"):
+        costs_of(unknown)
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second", "result"),
+    [
+        ("Forward", "4,9,9,6", "3,3,6,8", "4,7,7,8"), ("BiasActivationForward", "4,9,9,6", "3,3,6,8", "4,7,7,8"),
+        ("BackwardInput", "4,7,7,8", "3,3,6,8", "4,9,9,6"), ("BackwardFilter", "4,9,9,6", "4,7,7,8", "3,3,6,8"),
+    ],
+)  # fmt: skip
+def test_convolutions_of_a_library_cost_as_much_as_the_forward_one(kind, first, second, result):
+    text = program(
+        f"%x = f32[{first}]{{3,2,1,0}} parameter(0)",
+        f"%y = f32[{second}]{{3,2,1,0}} parameter(1)",
+        f"ROOT %c = (f32[{result}]{{3,2,1,0}}, u8[1024]{{0}}) custom-call(%x, %y), window={{size=3x3}}, "
+        f'dim_labels=b01f_01io->b01f, custom_call_target="__cudnn$conv{kind}"',
+    )
+    assert sum(costs_of(text).flops.values()) == 2 * 4 * 7 * 7 * 8 * 3 * 3 * 6
+    with pytest.raises(ValueError, match="convolution of unknown cost"):
+        costs_of(text.replace("__cudnn$conv", "__mystery$"))
+
+
+def test_links_that_are_not_known_bound_nothing():
+    seconds = Costs(link_bytes={"all-gather": 600e9}).seconds(CHIPS["TPU7x"])
+    assert seconds["links"] == 0  # the two devices of a chip share what it receives
+    assert Costs(link_bytes={"all-gather": 600e9}).seconds(CHIPS["TPU v5"])["links"] == pytest.approx(1)
 
 
 def test_asynchronous_and_fused_collectives_count_once():

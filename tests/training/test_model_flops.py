@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
+from training.costs import costs_of
 from training.model_flops import model_flops
 
 S = jax.ShapeDtypeStruct
@@ -39,6 +40,38 @@ def test_what_is_traced_twice_counts_once_and_what_differs_twice():
 
     square = S((8, 8), jnp.float32)
     assert count(twice, square, square, square) == 2 * 2 * 8**3
+
+
+def test_a_body_that_two_loops_share_counts_in_each_unless_they_do_the_same():
+    def body(x, w):
+        return jnp.tanh(x @ w), None
+
+    @jax.jit
+    def layers(x, w):
+        return jax.lax.scan(body, x, w)[0]
+
+    x, w = S((ROWS, WIDTH), jnp.float32), S((DEPTH, WIDTH, WIDTH), jnp.float32)
+    once = DEPTH * 2 * ROWS * WIDTH**2
+    assert count(lambda x, y, w: layers(x, w) + layers(y, w), x, x, w) == 2 * once
+    assert count(lambda x, w: layers(x, w) + layers(x, w), x, w) == once
+    assert (
+        count(jax.value_and_grad(lambda x, y, w: (layers(x, w) + layers(y, w)).sum(), argnums=(0, 1, 2)), x, x, w)
+        == 6 * once
+    )
+
+
+@pytest.mark.parametrize(("features", "batches"), [(2, 1), (1, 2)])
+def test_grouped_convolutions(features, batches):
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=features,
+            batch_group_count=batches,
+        )  # fmt: skip
+
+    shapes = S((4, 9, 9, 6), jnp.float32), S((3, 3, 6 // features, 8), jnp.float32)
+    wanted = 2 * 7 * 7 * 3 * 3 * (4 // batches) * 8 * (6 // features)
+    assert count(convolve, *shapes) == wanted
+    assert sum(costs_of(jax.jit(convolve).lower(*shapes).compile().as_text()).flops.values()) == wanted
 
 
 def test_loops_and_branches():
