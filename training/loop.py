@@ -19,6 +19,7 @@ import grain
 import jax
 import jax.numpy as jnp
 from clu import parameter_overview
+from etils import epath
 from jax.sharding import Mesh
 
 from input_pipeline.prefetch import prefetch
@@ -46,6 +47,7 @@ def train(
     seed: int,
     before: int = 0,
     profile: bool = False,
+    checkpoints_in: epath.PathLike | None = None,
 ) -> None:
     """Train a stage to its last step, or go on with it.
 
@@ -59,6 +61,7 @@ def train(
       seed: of the run.
       before: steps of the run's stages before this one, so that hosts that agree to stop at a step mean the same.
       profile: write a trace of a few steps.
+      checkpoints_in: folder of the checkpoints, if not that of the stage's directory.
 
     Raises:
       UserError: the loss or a gradient is not finite; the batch does not divide; a checkpoint is of another config.
@@ -77,7 +80,7 @@ def train(
         places = state_shardings(learner, config, shapes, mesh)
         placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
         checkpoints = Checkpoints(
-            directory / "checkpoints", readers=sharding.reader_of(mesh).readers,
+            checkpoints_in or directory / "checkpoints", readers=sharding.reader_of(mesh).readers,
             **{name: config[name] for name in ("keep_last", "keep_every", "keep_best")},
         )  # fmt: skip
         ends.callback(goodput.of("save")(checkpoints.close))
