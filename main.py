@@ -88,6 +88,8 @@ def choose_config(job: str, workdir: Path) -> ConfigDict:
         config = base.get_config() if flag.using_default_value else flag.value
         config.experiment = "" if flag.using_default_value else experiment(config_flags.get_config_filename(flag))
         return config
+    if job != "compile":
+        run.bring_config(flag.value.checkpoints, workdir)
     exists = (workdir / "config.json").exists()
     if exists and flag.using_default_value:
         config = run.complete(run.read_config(workdir), base.get_config())
@@ -133,7 +135,7 @@ def local(workdir: str) -> Path:
     """A folder that the file system knows."""
     if "://" in workdir:
         raise UserError(
-            f"--workdir={workdir} is no folder; mount the bucket, and give the folder that it is mounted at."
+            f"--workdir={workdir} is no folder; give a folder, and --config.checkpoints={workdir} for what is in a bucket."
         )
     return Path(workdir)
 

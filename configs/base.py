@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
             "experiment": "",  # the file (and argument) that this config is of, as --config names it; main.py fills it in
             "seed": 0,  # of everything: the picture i of a run belongs to (seed, i)
             "stages": ("tokenizer", "generator"),  # what --job=train trains
+            "checkpoints": "",  # gs://BUCKET/FOLDER or a folder that checkpoints lie in; "" is the workdir
             "data": {
                 "name": "digits",  # digits | npz | folder | the name of a TFDS dataset
                 "path": "",  # file or folder of npz and folder; data_dir of TFDS

@@ -44,7 +44,7 @@ class AidsOf:
             self.params["pairs"] = Pairs(*(jnp.asarray(self.frequencies.log_pairs(side)) for side in Pairs._fields))
         if "forecast" in self.asked:
             self.forecast = describe_forecast(config, spec)
-            self.params["forecast"], _ = load("forecast", self.forecast, workdir)
+            self.params["forecast"], _ = load("forecast", self.forecast, config, workdir)
             self.weights["forecast"] = checksum(self.params["forecast"])
         if "draft" in self.asked:
             self.draft, self.params["draft"], self.weights["draft"] = open_draft(config, spec, tokenizer)

@@ -45,12 +45,12 @@ def open_draft(config: ConfigDict, spec: TokenSpec, tokenizer: str) -> tuple[Des
     mine, its = asked_for(config), asked_for(other)
     if mine != its:
         raise UserError(f"sampler.draft={name} is asked for {its}, not {mine}; train it on the same data.")
-    if checksum(load("tokenizer", description, workdir)[0]) != tokenizer:
+    if checksum(load("tokenizer", description, other, workdir)[0]) != tokenizer:
         raise UserError(
             f"sampler.draft={name} is of another tokenizer, whose codes mean other things; train it in a copy of this "
             "workdir's tokenizer."
         )
-    params, _ = load("generator", stacked, workdir)
+    params, _ = load("generator", stacked, other, workdir)
     return generator, sampling_params(params, other.generator.depth), checksum(params)
 
 

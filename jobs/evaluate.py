@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import Int
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ from jobs import records
 from jobs.conditions import need_classes
 from jobs.judges import SHOWN, Judges, call_judges, heldout_loss, judge_tokenizer
 from jobs.sample import Sampler, images_per_second
-from jobs.workdir import NEWEST, read_config
+from jobs.workdir import NEWEST, checkpoints_of, read_config
 from models.errors import UserError, unknown
 from training.checkpoints import steps_on_disk
 
@@ -41,7 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def follow(config: ConfigDict, workdir: Path, judges: Judges) -> dict[str, Any]:
     """Evaluate every checkpoint that appears, oldest first, until the one of training's last step is done."""
-    folder, done, metrics = workdir / "generator" / "checkpoints", NEWEST, {}
+    folder, done, metrics = checkpoints_of("generator", config, workdir), NEWEST, {}
     print(f"following {folder}", flush=True)
     while done < read_config(workdir).training.generator.steps:  # which a training that goes on may raise
         step = next_step(folder, done)
@@ -58,7 +59,7 @@ def follow(config: ConfigDict, workdir: Path, judges: Judges) -> dict[str, Any]:
     return metrics
 
 
-def next_step(folder: Path, done: int) -> int:
+def next_step(folder: epath.Path, done: int) -> int:
     """The oldest checkpoint after `done`, or `done` where there is none yet; what the first process sees, on all."""
     step = min((step for step in steps_on_disk(folder) if step > done), default=done)
     return int(multihost_utils.broadcast_one_to_all(np.int32(step))) if jax.process_count() > 1 else step

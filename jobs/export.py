@@ -11,7 +11,7 @@ from generator.generator import describe_generator
 from interop.sources import Kind
 from interop.state_dicts import SAFETENSORS, TORCH, write_state
 from jobs.import_ import known_source
-from jobs.workdir import flat, load
+from jobs.workdir import checkpoints_of, flat, load
 from models.errors import UserError
 from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.checkpoints import steps_on_disk
@@ -34,7 +34,7 @@ def run(config: ConfigDict, workdir: Path, *, source: str, files: Sequence[str])
       UserError: there is not one file a stage, or one is there already; the source has no such model.
     """
     origin = known_source(source)
-    stages = [stage for stage in config.stages if steps_on_disk(workdir / stage / "checkpoints")]
+    stages = [stage for stage in config.stages if steps_on_disk(checkpoints_of(stage, config, workdir))]
     if not stages or len(files) != len(stages):
         raise UserError(f"{workdir} holds {' and '.join(stages) or 'no weights'}, and --output names {len(files)} files; "
                         "give one for each, in this order (--config.stages=\"('generator',)\" leaves one out).")  # fmt: skip
@@ -57,7 +57,7 @@ def converted(kind: Kind, config: ConfigDict, stage: str, workdir: Path) -> dict
     description: Any = tokenizer
     if stage == "generator":
         description = describe_generator(config, token_spec(tokenizer), scan_layers=True)
-    params, _ = load(stage, description, workdir)
+    params, _ = load(stage, description, config, workdir)
     tensors = kind.state(jax.device_get(params), config)
     refuse_other(kind.config(tensors, own), own, stage)
     return tensors

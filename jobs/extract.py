@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
       UserError: a field is out of its range; or tokens are there that another tokenizer, dataset or choice of crops made.
     """
     description = describe_tokenizer(config)
-    params, step = load("tokenizer", description, workdir)
+    params, step = load("tokenizer", description, config, workdir)
     spec = token_spec(description)
     maker = {"tokenizer": checksum(params), "tokenizer_step": step, "vocabulary": list(spec.sizes),
              "positions": spec.positions}  # fmt: skip

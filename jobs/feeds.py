@@ -74,7 +74,9 @@ def training_feed(config: ConfigDict, workdir: Path) -> TrainingFeed:
     """Of the config's generator, by the workdir's tokenizer as it was trained, where it is asked for."""
     tokenizer = describe_tokenizer(config)
     known = layout_feed(config) == "tokens"
-    return feed_by(config, tokenizer.shapes if known else jax.device_get(load("tokenizer", tokenizer, workdir)[0]))
+    return feed_by(
+        config, tokenizer.shapes if known else jax.device_get(load("tokenizer", tokenizer, config, workdir)[0])
+    )
 
 
 def layout_feed(config: ConfigDict) -> str:

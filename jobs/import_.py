@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from interop.names import State
 from interop.sources import SOURCES, Source
 from interop.state_dicts import read_state
-from jobs.workdir import prepare
+from jobs.workdir import checkpoints_of, prepare
 from models.errors import UserError, unknown
 from models.files import write_json
 from models.modules import Params, parameter_count
@@ -45,7 +46,8 @@ def run(config: ConfigDict, workdir: Path, *, source: str, files: Sequence[str],
             raise UserError(f"{path}: {error}") from None
     prepare(config, workdir, write=True)
     for stage, path in sorted(paths.items()):
-        keep(workdir / stage, params.pop(stage), {"source": source, "file": str(path)})
+        place = checkpoints_of(stage, config, workdir)
+        keep(workdir / stage, place, params.pop(stage), {"source": source, "file": str(path)})
     print(f"{workdir}: {origin.title}'s {' and '.join(sorted(paths))}; --job=sample, --job=evaluate take it from here")
 
 
@@ -85,14 +87,14 @@ def whose(state: State) -> str:
     return f"no model that is known here, but {min(state)!r} and the like"
 
 
-def keep(folder: Path, params: Params, record: Mapping[str, Any]) -> None:
+def keep(folder: Path, place: epath.Path, params: Params, record: Mapping[str, Any]) -> None:
     """A stage's weights as the checkpoint that its training, if there is any, begins with.
 
     Raises:
       UserError: other weights are there.
     """
-    there = steps_on_disk(folder / "checkpoints")
-    checkpoints = Checkpoints(folder / "checkpoints", read_only=bool(there))
+    there = steps_on_disk(place)
+    checkpoints = Checkpoints(place, read_only=bool(there))
     weights = np.asarray(checkpoints.checksum(params), np.uint32).tobytes().hex()
     try:
         if there and (IMPORTED not in there or recorded(folder) != weights):

@@ -148,7 +148,7 @@ def image_set(name: str, images: UInt8[np.ndarray, "N H W C"]) -> ImageSet:
 def judge_tokenizer(config: ConfigDict, workdir: Path, judges: Judges) -> records.Record:
     """W/eval/tokenizer-<step>.json and reconstructions-tokenizer-<step>.png: the tokenizer on held-out images."""
     description = describe_tokenizer(config)
-    params, step = load("tokenizer", description, workdir)
+    params, step = load("tokenizer", description, config, workdir)
     weights = {name: value for name, value in judges.weights.items() if name != "classifier"}
     settings = {"step": step, "images": judges.images["heldout"], "weights": weights | {"tokenizer": checksum(params)}}
     path, earlier = records.find(workdir, f"tokenizer-{step}", settings)
@@ -201,7 +201,7 @@ def heldout_loss(config: ConfigDict, workdir: Path, step: int) -> float:
     """Mean negative log-likelihood of held-out tokens, nats per token."""
     spec = token_spec(describe_tokenizer(config))
     description = describe_generator(config, spec, scan_layers=True)
-    params, _ = load("generator", description, workdir, step)
+    params, _ = load("generator", description, config, workdir, step)
     mesh = sharding.local_mesh()
     learner = GeneratorLearner(description, *training_feed(config, workdir))
     evaluate = make_evaluation(learner, sharding.place_whole(learner.frozen, mesh), mesh)

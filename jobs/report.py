@@ -276,7 +276,7 @@ def read_experiment(config: ConfigDict) -> tuple[str, str, dict[str, Any]]:
         theirs = flat(names["get_config"](argument) if argument else names["get_config"]())
     except Exception:  # whatever a user's file raises, the rest of the report is there to be read
         return "", "", {}
-    decided = ("experiment", "data.classes", "data.path")  # by the command, the dataset and the machine
+    decided = ("experiment", "data.classes", "data.path", "checkpoints")  # by the command, the dataset and the machine
     changed = {name: theirs.get(name) for name, value in flat(config).items()
                if name not in decided and theirs.get(name) != value}  # fmt: skip
     return config.experiment, (names["__doc__"] or "").strip().partition("\n")[0], changed
@@ -286,9 +286,10 @@ def command(config: ConfigDict, workdir: Path, experiment: str, changed: Iterabl
     """What runs the whole of it again, in a workdir of its own: from the experiment's file, or from the config that lies in
     the workdir."""
     again, values = shlex.quote(f"{workdir}-again"), flat(config)
+    elsewhere = [f"--config.checkpoints={again}"] if values["checkpoints"] else []  # which are not to be gone on with
     if not experiment:
         source = shlex.quote(str(workdir / "config.json"))
-        return f"mkdir -p {again} && cp {source} {again}/\npython main.py --workdir={again}"
+        return f"mkdir -p {again} && cp {source} {again}/\n{' '.join(['python main.py', f'--workdir={again}', *elsewhere])}"
     names = [*(["data.path"] if values["data.path"] else []), *changed]
-    options = [shlex.quote(f"--config.{name}={values[name]}") for name in names]
+    options = [*elsewhere, *(shlex.quote(f"--config.{name}={values[name]}") for name in names)]
     return " \\\n    ".join([f"python main.py --config={shlex.quote(experiment)} --workdir={again}", *options])

@@ -92,9 +92,9 @@ class Sampler:
         stacked = describe_generator(config, spec, scan_layers=True)
         generator = describe_generator(config, spec, scan_layers=False)
         sample = build_sampler(config.sampler.to_dict(), config.seed, generator.merge(generator.shapes))
-        params, self.step = load("generator", stacked, workdir, step)
+        params, self.step = load("generator", stacked, config, workdir, step)
         # Taken apart here, once: a slice of stacked layers in the loop would be copied at every token.
-        decoder, _ = load("tokenizer", tokenizer, workdir)
+        decoder, _ = load("tokenizer", tokenizer, config, workdir)
         self.params = sampling_params(params, config.generator.depth), decoder
         self.weights = {"generator": checksum(params), "tokenizer": checksum(decoder)}
         self.mesh = sharding.local_mesh()

@@ -20,7 +20,7 @@ from input_pipeline.records import token_batches
 from jobs import extract
 from jobs.conditions import need_classes
 from jobs.feeds import TrainingFeed, training_feed
-from jobs.workdir import load
+from jobs.workdir import checkpoints_of, load
 from models import sharding
 from models.errors import unknown
 from models.sharding import Reader
@@ -44,7 +44,8 @@ def run(config: ConfigDict, workdir: Path, *, profile: bool = False) -> None:
         before = sum(config.training[earlier].steps for earlier in config.stages[:number])
         learner, dataset, heldout = STAGES[stage](config, workdir, section, sharding.reader_of(mesh))
         train(
-            learner, dataset, heldout, section, workdir / stage, mesh=mesh, seed=config.seed, before=before, profile=profile
+            learner, dataset, heldout, section, workdir / stage, mesh=mesh, seed=config.seed, before=before,
+            profile=profile, checkpoints_in=checkpoints_of(stage, config, workdir),
         )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def forecast_stage(
     extract.run(config, workdir)
     spec = token_spec(describe_tokenizer(config))
     description, generator = describe_forecast(config, spec), describe_generator(config, spec, scan_layers=False)
-    params, _ = load("generator", describe_generator(config, spec, scan_layers=True), workdir)
+    params, _ = load("generator", describe_generator(config, spec, scan_layers=True), config, workdir)
     settings = sampler_settings(config.sampler.to_dict(), config.seed)
 
     def asked(model: Any, labels: jax.Array) -> Caller:

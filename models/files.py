@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under a temporary name, then renamed."""
+"""Files that are whole or not there: written under a temporary name, then renamed; and folders in buckets."""
 
 import json
 import math
@@ -8,12 +8,38 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
+from etils import epath
 
 from models.errors import UserError
+
+
+def folder(address: str | os.PathLike) -> epath.Path:
+    """A folder of this machine, by its absolute path, or one of a bucket of Google Cloud Storage.
+
+    Args:
+      address: a path, or gs://BUCKET/FOLDER.
+
+    Raises:
+      UserError: it is at another service, or what speaks to this one is not installed.
+    """
+    service, remote, _ = os.fspath(address).partition("://")
+    if not remote:
+        return epath.Path(Path(address).absolute())
+    if service != "gs":
+        raise UserError(
+            f"{address} is neither a folder nor in a bucket of Google; give a folder, or gs://BUCKET/FOLDER."
+        )
+    if find_spec("gcsfs") is None:
+        raise UserError(f"gcsfs, which reads {address}, is not installed; pip install gcsfs.")
+    # tensorstore and other processes write what a kept listing would not show.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return epath.Path(address)
 
 
 @contextmanager

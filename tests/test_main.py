@@ -98,7 +98,7 @@ def misspelt(tmp_path_factory):
         ("llamagen", ["'M'", "B, L, XL, XXL, 3B"]),
         ("type", ["wide"]),
         ("no config", ["absent.py"]),
-        ("bucket", ["gs://bucket/run", "mount"]),
+        ("bucket", ["gs://bucket/run", "--config.checkpoints"]),
         ("half joined", ["--processes and --process missing"]),
     ],
 )

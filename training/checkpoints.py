@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import LogRecord
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -15,30 +14,34 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from input_pipeline.pipeline import records_read, state_after
 from models import distributed
 from models.errors import UserError
+from models.files import folder
 from training.step import fingerprint
 
 IMPORTED = 0  # the step of weights that were not trained here; they have no state, and stay
 
 
-def steps_on_disk(directory: Path) -> list[int]:
+def steps_on_disk(directory: epath.PathLike) -> list[int]:
     """The steps of the finished checkpoints of a stage, which a training may be writing to; oldest first."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    steps = [path for path in folder(directory).glob("*") if path.name.isdigit()]
+    # A bucket renames nothing at once: there a step is finished when the file that Orbax writes last is in it.
+    return sorted(int(path.name) for path in steps if ocp.utils.is_checkpoint_finalized(path))
 
 
 class Checkpoints:
     """The checkpoints of one stage: a folder a step with named trees of arrays, the place in the data, and checksums.
 
-    A step's folder gets its name only when it is whole, so a save that is killed leaves the ones before. Arrays that were
-    damaged later are found by their checksum, said, and passed over for the newest sound ones. Of several processes each
-    writes and reads its part, and a checkpoint is sound only if it is for all of them.
+    A step's folder gets its name (in a bucket, its last file) only when it is whole, so a save that is killed leaves the
+    ones before. Arrays that were damaged later are found by their checksum, said, and passed over for the newest sound
+    ones. Of several processes each writes and reads its part, and a checkpoint is sound only if it is for all of them.
 
     Args:
-      directory: of the stage.
+      directory: of the stage, on this machine or in a bucket (`models.files.folder`).
       keep_last: newest checkpoints to keep.
       keep_every: steps of which checkpoints are kept besides, at every multiple; 0 is none.
       keep_best: checkpoints with the lowest held-out loss to keep besides.
@@ -48,10 +51,10 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory: Path, *, keep_last: int = 1, keep_every: int = 0, keep_best: int = 0, readers: int = 1,
+        self, directory: epath.PathLike, *, keep_last: int = 1, keep_every: int = 0, keep_best: int = 0, readers: int = 1,
         read_only: bool = False,
     ):  # fmt: skip
-        self.directory, self.readers, self.read_only = Path(directory).absolute(), readers, read_only
+        self.directory, self.readers, self.read_only = folder(directory), readers, read_only
         self.fingerprint = jax.jit(fingerprint)
         logging.get_absl_logger().addFilter(not_raised_elsewhere)
         # To read with: the manager would have all processes wait for one that fails to.
@@ -84,7 +87,7 @@ class Checkpoints:
         """Start writing a checkpoint, which `close` waits for; `loss` (held-out) ranks it among the best.
 
         Raises:
-          UserError: the disk is full or fails, now or in the save before, which this one waits for.
+          UserError: the disk is full or fails, or the bucket does, now or in the save before, which this one waits for.
         """
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["data"] = grain.checkpoint.CheckpointSave(batches)
@@ -157,7 +160,7 @@ class Checkpoints:
             problem = f"the checksum of {wrong[0]} is not the one it was saved with" if wrong else ""
         return problem, trees
 
-    def check_shapes(self, place: Path, shapes: Mapping[str, Any]) -> None:
+    def check_shapes(self, place: epath.Path, shapes: Mapping[str, Any]) -> None:
         """Refuse a sound checkpoint of another model, which is no damage."""
         for name, tree in shapes.items():
             saved, wanted = shapes_by_path(self.trees.metadata(place / name).tree), shapes_by_path(tree)
@@ -167,7 +170,7 @@ class Checkpoints:
                     raise UserError(f"checkpoint {place} is of another config: {name}/{key} is {there} there and {here} here; "
                                     "use another --workdir.")  # fmt: skip
 
-    def data_state(self, directory: Path, readers: int | None) -> dict[str, Any]:
+    def data_state(self, directory: epath.Path, readers: int | None) -> dict[str, Any]:
         """The state of this process's batches: as it was saved, or, by another number of readers, the same global place."""
         count = len(list(directory.glob("process_*-of-*.json")))
         if not count:
@@ -221,17 +224,17 @@ class Checkpoints:
 
     @contextmanager
     def written(self) -> Iterator[None]:
-        """Say what a disk that fails means, and what is left."""
+        """Say what a disk or a bucket that fails means, and what is left."""
         try:
             yield
         except Exception as error:
-            reason = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's, which raises ValueErrors
-            if not (reason or isinstance(error, OSError)):
+            why = failure(error)
+            if why is None:
                 raise
-            why = os.strerror(int(reason[1])) if reason else error.strerror  # type: ignore[attr-defined]
             whole = steps_on_disk(self.directory)
             kept = f"the last good checkpoint is step {whole[-1]}" if whole else "there is none before it"
-            raise UserError(f"a checkpoint cannot be written to {self.directory} ({why}); {kept}. Make room, then the same "
+            cure = "See to the bucket" if "://" in str(self.directory) else "Make room"
+            raise UserError(f"a checkpoint cannot be written to {self.directory} ({why}); {kept}. {cure}, then the same "
                             "command goes on from there.") from error  # fmt: skip
 
     def close(self) -> None:
@@ -241,6 +244,17 @@ class Checkpoints:
         with self.written():
             self.manager.wait_until_finished()
         self.manager.close()
+
+
+def failure(error: Exception) -> str | None:
+    """What a disk or a bucket says of itself in an error that it has caused; None of other errors."""
+    if reason := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's, which raises ValueErrors
+        return os.strerror(int(reason[1]))
+    if reason := re.search(r"http_response_code='(\d+)'", str(error)):
+        return f"HTTP status {reason[1]}"
+    if isinstance(error, OSError) or type(error).__module__.startswith("gcsfs."):
+        return getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    return None
 
 
 def not_raised_elsewhere(record: LogRecord) -> bool:

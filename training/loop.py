@@ -19,6 +19,7 @@ import grain
 import jax
 import jax.numpy as jnp
 from clu import parameter_overview
+from etils import epath
 from jax.sharding import Mesh
 
 from input_pipeline.prefetch import prefetch
@@ -46,6 +47,7 @@ def train(
     seed: int,
     before: int = 0,
     profile: bool = False,
+    checkpoints_in: epath.PathLike | None = None,
 ) -> None:
     """Train a stage to its last step, or go on with it.
 
@@ -60,6 +62,7 @@ def train(
       seed: of the run.
       before: steps of the run's stages before this one, so that hosts that agree to stop at a step mean the same.
       profile: write a trace of a few steps.
+      checkpoints_in: folder of the checkpoints, if not that of the stage's directory.
 
     Raises:
       UserError: the loss or a gradient is not finite; the batch does not divide; a checkpoint is of another config.
@@ -78,7 +81,7 @@ def train(
         places = state_shardings(learner, config, shapes, mesh)
         placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
         checkpoints = Checkpoints(
-            directory / "checkpoints", readers=sharding.reader_of(mesh).readers,
+            checkpoints_in or directory / "checkpoints", readers=sharding.reader_of(mesh).readers,
             **{name: config[name] for name in ("keep_last", "keep_every", "keep_best")},
         )  # fmt: skip
         ends.callback(goodput.of("save")(checkpoints.close))
@@ -237,8 +240,8 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     unit = split * accumulate
     if batch_size % unit:
         below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
-        raise UserError(f"batch_size {batch_size} does not divide into {accumulate} part(s) over the {split} that data and fsdp "
-                        f"make, of {readers} host(s); take {f'{below} or ' if below else ''}{above}.")  # fmt: skip
+        raise UserError(f"batch_size {batch_size} does not divide into {accumulate} part(s) over {split} parts of the mesh on "
+                        f"{readers} host(s); take {f'{below} or ' if below else ''}{above}.")  # fmt: skip
 
 
 def describe_parameters(learner: Any, shapes: State, directory: Path) -> None:

@@ -52,7 +52,7 @@ def reconstruction(config, workdir, edit):
         tokens = tokenizer.encode(images)
         return to_uint8(tokenizer.decode(tokens))[0], tokens.ids[0]
 
-    return map(np.asarray, run(load("tokenizer", description, workdir)[0], pixels(edit)))
+    return map(np.asarray, run(load("tokenizer", description, config, workdir)[0], pixels(edit)))
 
 
 @pytest.mark.parametrize("kind", ["workdir", "scale_workdir"])
@@ -93,7 +93,7 @@ def test_an_edit_of_scales_brings_the_sum_of_codes_near_the_images_latents_where
         ]
         return [x - latents for x in (*states, tokenizer.quantizer.quantize(latents)[0])]
 
-    errors = run(load("tokenizer", description, scale_workdir)[0], generator.init(jax.random.key(0)))
+    errors = run(load("tokenizer", description, config, scale_workdir)[0], generator.init(jax.random.key(0)))
     kept = kept_cells(edit.new, Grid(4, 4))
     edited, free, own = (np.mean(np.asarray(error)[:, kept] ** 2) for error in errors)
     assert edited < 0.5 * free

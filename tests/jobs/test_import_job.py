@@ -95,7 +95,7 @@ def test_the_config_is_complete_and_the_weights_are_those_of_the_files(imported,
     tokenizer = describe_tokenizer(config)
     generator = describe_generator(config, token_spec(tokenizer), scan_layers=True)
     for kind, description in {"tokenizer": tokenizer, "generator": generator}.items():
-        params, step = load(kind, description, workdir)
+        params, step = load(kind, description, config, workdir)
         assert_same(params, models[source][0][kind])
         assert step == 0
         record = json.loads((workdir / kind / "imported.json").read_text())
@@ -127,7 +127,7 @@ def test_an_interrupted_import_is_finished(models, tmp_path):
     config = import_files("var", files.values(), tmp_path)
     shutil.rmtree(tmp_path / "tokenizer" / "checkpoints")  # as if killed before it was written
     import_files("var", files.values(), tmp_path)
-    assert_same(load("tokenizer", describe_tokenizer(config), tmp_path)[0], params["tokenizer"])
+    assert_same(load("tokenizer", describe_tokenizer(config), config, tmp_path)[0], params["tokenizer"])
 
 
 # ---- export
@@ -145,9 +145,9 @@ def test_export_gives_the_files_back_and_import_the_weights(imported, models, tm
             assert (written[name].dtype, written[name].tobytes()) == (tensor.dtype, tensor.tobytes())
     config = import_files(source, files, tmp_path / "w")
     tokenizer = describe_tokenizer(config)
-    assert_same(load("tokenizer", tokenizer, tmp_path / "w")[0], models[source][0]["tokenizer"])
+    assert_same(load("tokenizer", tokenizer, config, tmp_path / "w")[0], models[source][0]["tokenizer"])
     generator = describe_generator(config, token_spec(tokenizer), scan_layers=True)
-    assert_same(load("generator", generator, tmp_path / "w")[0], models[source][0]["generator"])
+    assert_same(load("generator", generator, config, tmp_path / "w")[0], models[source][0]["generator"])
 
 
 def refused(job, *arguments, **options):
@@ -304,7 +304,7 @@ def test_it_is_judged_without_tokens_and_trained_further(models, tmp_path):
     assert "--job=extract" in record["missing"]["generator_loss_nats_per_token"]
     assert record["metrics"]["distinct_samples"] > 1
     train.run(config, tmp_path)
-    trained, step = load("tokenizer", describe_tokenizer(config), tmp_path)
+    trained, step = load("tokenizer", describe_tokenizer(config), config, tmp_path)
     assert step == 2
     for path, array in arrays(models["var"][0]["tokenizer"]).items():
         np.testing.assert_allclose(arrays(trained)[path], array, atol=1e-6)

@@ -70,7 +70,10 @@ def test_checkpoint_that_one_host_cannot_read_is_passed_over_by_all(undisturbed,
 
 def test_batch_that_the_hosts_cannot_share(tmp_path):
     for _, err in finish(start(tmp_path / "w", processes=2, **FIELDS | {"batch_size": 9}), code=2):
-        assert "error: batch_size 9 does not divide into 1 part(s) over 2 devices of 2 reader(s); take 8 or 10." in err
+        assert (
+            "error: batch_size 9 does not divide into 1 part(s) over 2 parts of the mesh on 2 host(s); take 8 or 10."
+            in err
+        )
     assert not steps(tmp_path / "w")
 
 
