@@ -249,7 +249,7 @@ def add_step(workdir, params, step):
         ("images", r"tokens/train: the hosts differ in digest, which is '[0-9a-f]+' here; they must see the same"),
         ("workdirs", r"the hosts do not all see .*/tokens; give a --workdir that they do"),
     ],
-    ids=lambda text: text.split()[0],
+    ids=["checkpoints", "images", "workdirs"],
 )
 def test_processes_that_read_other_things_are_told(what, told, fresh, folder, params, tmp_path):
     mine = its = (folder, fresh)
