@@ -50,6 +50,11 @@ def begin(directory: Path, plan: Manifest) -> None:
         half.unlink()
 
 
+def is_begun(directory: Path, plan: Manifest) -> bool:
+    """Whether this process sees what `begin` made."""
+    return _temporary(directory, plan).exists()
+
+
 def is_written(directory: Path, plan: Manifest, k: int) -> bool:
     """Whether shard k is whole."""
     return (_temporary(directory, plan) / shard_name(k, plan["shards"])).exists()

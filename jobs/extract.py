@@ -40,7 +40,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     workdir.
 
     Raises:
-      UserError: a field is out of its range; or tokens are there that another tokenizer, dataset or choice of crops made.
+      UserError: a field is out of its range; or tokens are there that another tokenizer, dataset or choice of crops made; or
+        processes differ in what they read, or do not see the same workdir.
     """
     description = describe_tokenizer(config)
     params, step = load("tokenizer", description, config, workdir)
@@ -84,6 +85,10 @@ def extract_split(
         records.begin(directory, plan)
         directory.with_name(FREQUENCIES).unlink(missing_ok=True)  # of tokens that are no more
     distributed.wait()
+    if not agreed(lambda: records.is_begun(directory, plan)):
+        raise UserError(
+            f"the hosts do not all see {directory.parent}; give a --workdir that they do, such as a mounted bucket."
+        )
     images = crop_records(source, data, crops, config.seed)
     parts = {k: images[extract.shard_size * k : extract.shard_size * (k + 1)] for k in own_shards(shards)}
     missing = {k: part for k, part in parts.items() if not records.is_written(directory, plan, k)}

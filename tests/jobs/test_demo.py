@@ -1,12 +1,7 @@
 """The whole way: what a demo leaves behind, and that a second one repeats nothing."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,7 +14,6 @@ from jobs.workdir import check_same, flat, prepare, read_config
 from models.errors import UserError
 from training.metrics import read_metrics
 
-ROOT = Path(__file__).parent.parent.parent
 SUMMARY = {
     "tokenizer_psnr", "tokenizer_ssim", "tokenizer_usage", "cfd",
     "generator_loss_nats_per_token", "class_accuracy", "classifier_accuracy_real",
@@ -102,31 +96,6 @@ def test_second_demo_repeats_nothing(workdir, capsys):
         k: v for k, v in figures.items() if k not in changing
     }
     assert again["wall_seconds"] >= figures["wall_seconds"]
-
-
-@pytest.mark.slow
-def test_two_processes_are_one_demo(workdir, tmp_path):
-    copy = shutil.copytree(workdir, tmp_path / "copy")
-    shutil.rmtree(copy / "samples")
-    for name in ("summary.json", "loss.png", "report.html"):
-        (copy / name).unlink()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"--coordinator=127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, ROOT / "main.py", f"--workdir={copy}", address, "--processes=2"]
-    running = [
-        subprocess.Popen([*command, f"--process={k}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         env={**os.environ, "JAX_PLATFORMS": "cpu"})
-        for k in range(2)
-    ]  # fmt: skip
-    for process in running:
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err[-3000:]
-    names = [{str(path.relative_to(root)) for path in root.rglob("*")} for root in (copy, workdir)]
-    assert names[0] == names[1]
-    summaries = [json.loads((root / "summary.json").read_text()) for root in (copy, workdir)]
-    for name in summaries[1].keys() - {"wall_seconds", "peak_memory_gib"}:
-        assert summaries[0][name] == summaries[1][name]
 
 
 def test_of_several_processes_the_first_tells(workdir, tmp_path, monkeypatch):

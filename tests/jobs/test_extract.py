@@ -178,7 +178,7 @@ def test_the_manifest_says_what_decided_the_tokens(extracted, folder, params):
 
 
 def test_a_killed_extraction_goes_on_and_ends_as_an_undisturbed_one(fresh, extracted, folder):
-    (killed,) = start(fresh, [folder], killed=5)
+    (killed,) = start([(folder, fresh)], killed=5)
     killed.communicate(timeout=300)
     assert killed.returncode == -signal.SIGKILL
     assert not (fresh / "tokens" / "train").exists()
@@ -207,16 +207,16 @@ def test_what_a_run_of_something_else_left_is_not_used(field, value, fresh, extr
     assert contents(fresh) == contents(extracted)
 
 
-def start(workdir, folders, *, blind=None, killed=None, devices=1):
-    """Processes that extract together, each from its folder."""
+def start(places, *, blind=None, killed=None, devices=1):
+    """Processes that extract together, each from the folder to the workdir that it is given."""
     address = f"127.0.0.1:{free_port()}"
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE, ROOT / "tests" / "training"))),
         "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }  # fmt: skip
     started = []
-    for process, folder in enumerate(folders):
-        join = [address, len(folders), process] if len(folders) > 1 else None
+    for process, (folder, workdir) in enumerate(places):
+        join = [address, len(places), process] if len(places) > 1 else None
         options = {"workdir": str(workdir), "folder": str(folder), "join": join, "blind": blind, "killed": killed}
         started.append(subprocess.Popen(
             [sys.executable, "-c", SCRIPT, json.dumps(options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -227,7 +227,7 @@ def start(workdir, folders, *, blind=None, killed=None, devices=1):
 
 @pytest.mark.slow
 def test_two_processes_of_two_devices_write_the_bytes_that_one_writes(fresh, extracted, folder):
-    for process in start(fresh, [folder, folder], devices=2):
+    for process in start([(folder, fresh)] * 2, devices=2):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-3000:]
     assert contents(fresh) == contents(extracted)
@@ -242,21 +242,29 @@ def add_step(workdir, params, step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["checkpoints", "images"])
-def test_processes_that_read_other_things_are_told(what, fresh, folder, params, tmp_path):
-    other = shutil.copytree(folder, tmp_path / "other")
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("checkpoints", r"the hosts read different checkpoints of .*/tokenizer/checkpoints; see in their warnings"),
+        ("images", r"tokens/train: the hosts differ in digest, which is '[0-9a-f]+' here; they must see the same"),
+        ("workdirs", r"the hosts do not all see .*/tokens; give a --workdir that they do"),
+    ],
+    ids=["checkpoints", "images", "workdirs"],
+)
+def test_processes_that_read_other_things_are_told(what, told, fresh, folder, params, tmp_path):
+    mine = its = (folder, fresh)
     if what == "images":
-        (other / "dog" / "003.png").rename(other / "dog" / "0031.png")
-        told = r"tokens/train: the hosts differ in digest, which is '[0-9a-f]+' here; they must see the same"
+        its = (shutil.copytree(folder, tmp_path / "other"), fresh)
+        (its[0] / "dog" / "003.png").rename(its[0] / "dog" / "0031.png")
+    elif what == "workdirs":
+        its = (folder, begin_workdir(tmp_path / "its", folder, params))
     else:
         add_step(fresh, describe_tokenizer(config_of(folder)).init(jax.random.key(4)), 3)
-        told = r"the hosts read different checkpoints of .*/tokenizer/checkpoints; see in their warnings"
-    started = start(fresh, [folder, other if what == "images" else folder], blind=3 if what == "checkpoints" else None)
-    for process in started:
+    for process in start([mine, its], blind=3 if what == "checkpoints" else None):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 2, err[-3000:]
         assert re.search(told, err)
-    assert not (fresh / "tokens").exists()
+    assert not list(tmp_path.glob("*/tokens/*/*"))
 
 
 def test_processes_share_the_shards_next_to_each_other(monkeypatch):
