@@ -21,6 +21,7 @@ from models.files import folder
 from training.checkpoints import Checkpoints, steps_on_disk
 
 pytestmark = pytest.mark.slow
+pytest.importorskip("gcsfs", reason="the extra gcs is not installed")
 
 ROOT = Path(__file__).parent.parent.parent
 
