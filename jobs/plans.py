@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from models.transformer import REMATERIALISATION
 
 Overrides = dict[str, Any]  # config field -> value
+NOTHING = "nothing that can be changed here makes it fit; take more chips, or larger ones"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,20 +74,16 @@ def search(
       compiled: the record of a change's program.
       usable: bytes a chip.
     """
-    left = [overrides for overrides in offered if held(overrides) <= usable]
-    plan, attempts, tried = None, 0, len(left) - 1
+    plan, attempts, left = Plan(None, None, 0, NOTHING), 0, list(offered)
+    tried = len(left) - 1
     while left:
-        attempts += 1
-        record = compiled(left[tried])
-        if record["fits"]:
-            plan = Plan(left[tried], record, attempts)
-            left = left[:tried]
-        elif plan is None:
-            break
+        fits = held(left[tried]) <= usable
+        if fits:
+            attempts, record = attempts + 1, compiled(left[tried])
+            fits = record["fits"]
+        if fits:
+            plan, left = Plan(left[tried], record, attempts), left[:tried]
         else:
-            left = left[tried + 1 :]
+            left = left[tried + 1 :]  # none, of the greatest
         tried = len(left) // 2
-    if plan is None:
-        why = "nothing that can be changed here makes it fit; take more chips, or larger ones"
-        return Plan(None, None, attempts, why)
     return dataclasses.replace(plan, attempts=attempts)

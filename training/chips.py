@@ -1,8 +1,8 @@
 """What accelerators can do at most, by the kind of device that jax names: what utilisation is a share of.
 
 TPUs: the tables of https://cloud.google.com/tpu/docs (pages v4, v5e, v5p, v6e, tpu7x; interconnect as the sum of a chip's links
-in one direction, half of what newer pages call bidirectional). GPUs: NVIDIA's H100 (SXM) and H200 data sheets, dense, without
-sparsity, and NVLink in one direction.
+in one direction, half of what newer pages call bidirectional; of v6e's memory 1640 and 1638 GB/s are told). GPUs: NVIDIA's H100
+(SXM) and H200 data sheets, dense, without sparsity; memory as the driver gives it.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def gpu(name: str, hbm_bytes: float, hbm: float) -> Chip:
 
 
 CHIPS = {  # by `jax.Device.device_kind`
-    "TPU v4": tpu("TPU v4", 275e12, 32, 1228e9, 300e9),  # two cores that jax shows as one device
+    "TPU v4": tpu("TPU v4", 275e12, 32, 1200e9, 300e9),  # two cores that jax shows as one device
     "TPU v5 lite": tpu("TPU v5e", 197e12, 16, 819e9, 200e9),
     "TPU v5": tpu("TPU v5p", 459e12, 95, 2765e9, 600e9),
     "TPU v6 lite": tpu("TPU v6e", 918e12, 32, 1640e9, 400e9),

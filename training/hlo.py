@@ -168,7 +168,7 @@ def closing(text: str, start: int) -> int:
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
     """How often a `while` of this computation goes round; None where that is decided while it runs.
 
-    The compiler says it (`known_trip_count`), or the loop counts up by one to a constant.
+    The compiler says it (`known_trip_count`), or the loop counts up to a constant in steps of a constant.
     """
     if known := loop.attribute(r'known_trip_count"?:\{"n":"(\d+)"'):
         return int(known)
@@ -191,11 +191,16 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     ):
         return None
     number = int(counters[0].attribute(r"index=(\d+)"))
-    state = computation.instructions[loop.operands[0]]
-    if state.opcode != "tuple":
+    body = module.computations[loop.attribute(r"body=%?([\w.\-]+)")]
+    state, after = computation.instructions[loop.operands[0]], body.instructions[body.root]
+    if state.opcode != "tuple" or after.opcode != "tuple":
         return None
-    start = computation.behind(state.operands[number])
-    return int(ends[0].inside) - (int(start.inside) if start.opcode == "constant" and is_integer(start) else 0)
+    start, following = computation.behind(state.operands[number]), body.behind(after.operands[number])
+    steps = [int(part.inside) for part in body.operands(following) if part.opcode == "constant" and is_integer(part)]
+    if following.opcode != "add" or len(steps) != 1 or steps[0] < 1:
+        return None
+    first = int(start.inside) if start.opcode == "constant" and is_integer(start) else 0
+    return -(-(int(ends[0].inside) - first) // steps[0])
 
 
 def is_integer(constant: Instruction) -> bool:

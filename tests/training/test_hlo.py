@@ -51,8 +51,20 @@ def test_a_loop_that_counts_to_a_constant_goes_round_as_often(start, trips):
     assert trip_count(module, module.entry, loop) == trips
 
 
-def test_a_loop_with_another_end_is_not_guessed():
-    module, loop = loop_of(LOOP.replace("START", "0").replace("direction=LT", "direction=NE"))
+def test_a_loop_in_larger_steps_goes_round_less_often():
+    module, loop = loop_of(LOOP.replace("constant(1)", "constant(2)").replace("START", "1"))
+    assert trip_count(module, module.entry, loop) == 3  # 1, 3, 5
+
+
+@pytest.mark.parametrize(
+    ("was", "is_"),
+    [
+        ("direction=LT", "direction=NE"), ("add(%i.1, %one)", "multiply(%i.1, %one)"), ("add(%i.1, %one)", "add(%i.1, %i.1)"),
+        ("tuple(%copied, %x, %w)", "custom-call(%copied, %x, %w)"),
+    ],
+)  # fmt: skip
+def test_a_loop_that_ends_otherwise_is_not_guessed(was, is_):
+    module, loop = loop_of(LOOP.replace("START", "0").replace(was, is_))
     assert trip_count(module, module.entry, loop) is None
 
 
