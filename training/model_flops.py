@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from training import products
 
 CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold what a call runs
+NO_CALLS = ("pallas_call", "reduce", "reduce_window")  # but of these, what they do to a block or to two numbers
 REMATERIALISED = "rematted_computation"  # in the names that jax gives to what a backward pass computes again
 
 
@@ -72,11 +73,12 @@ class Counting:
             key: Any = (primitive, id(equation), *given)
             flops = 0.0 if key in self.seen else INSIDE[primitive](self, params, self.number(key))
         else:
-            called = next((params[kind] for kind in CALLS if kind in params and primitive != "pallas_call"), None)
+            called = next((params[kind] for kind in CALLS if kind in params and primitive not in NO_CALLS), None)
             if called is not None:
                 inner = getattr(called, "jaxpr", called)
                 constants = [("constant", id(value)) for value in getattr(called, "consts", ())]
-                return self.run(inner, given[len(given) - len(inner.invars) :], constants)
+                flops, results = self.run(inner, given[len(given) - len(inner.invars) :], constants)
+                return flops * shards(equation), results
             key = (primitive, *given, *((kind, str(value)) for kind, value in sorted(params.items())))
             flops = 0.0 if key in self.seen else PRODUCTS.get(primitive, nothing)(equation)
         number = self.number(key)
@@ -87,6 +89,13 @@ class Counting:
         inner = getattr(called, "jaxpr", called)
         fresh = [("bound", caller, id(called), number) for number in range(len(inner.invars))]
         return self.run(inner, fresh, [("constant", id(value)) for value in getattr(called, "consts", ())])[0]
+
+
+def shards(equation: Any) -> int:
+    """How many devices run what a call runs, each on its own part: of `jax.shard_map` several."""
+    if equation.primitive.name != "shard_map":
+        return 1
+    return math.prod(equation.params["mesh"].shape[axis] for axis in equation.params["newly_manual_axes"])
 
 
 def nothing(equation: Any) -> float:

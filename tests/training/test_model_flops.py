@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
 from training.costs import costs_of
 from training.model_flops import model_flops
@@ -58,6 +60,21 @@ def test_a_body_that_two_loops_share_counts_in_each_unless_they_do_the_same():
         count(jax.value_and_grad(lambda x, y, w: (layers(x, w) + layers(y, w)).sum(), argnums=(0, 1, 2)), x, x, w)
         == 6 * once
     )
+
+
+def test_every_device_of_a_shard_map_works():
+    mesh = AbstractMesh((4, 2), ("a", "b"))
+    parts = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(P("a"), P()), out_specs=P("a"), axis_names={"a"})
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert count(parts, S((16, 8), jnp.float32), S((8, 8), jnp.float32)) == 2 * 16 * 8 * 8
+
+
+def test_reductions_over_other_axes_are_other_values():
+    def f(x):
+        over = lambda axis: jax.lax.reduce(x, jnp.float32(0), lambda a, b: a * b + a, (axis,))  # noqa: E731
+        return over(0) @ x + over(1) @ x
+
+    assert count(f, S((8, 8), jnp.float32)) == 2 * 2 * 8 * 8
 
 
 @pytest.mark.parametrize(("features", "batches"), [(2, 1), (1, 2)])
