@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from generator.forecast import describe_forecast
 from generator.generator import describe_generator, sampling_params
-from generator.sampling.first_drafts import FIRST_DRAFTS, Pairs
+from generator.sampling.first_drafts import Pairs
 from generator.sampling.interface import Aids
-from generator.sampling.samplers import ROWS, SAMPLERS, WINDOW, build_sampler, sampler_settings
+from generator.sampling.samplers import ROWS, WINDOW, asks, build_sampler, sampler_settings
 from jobs.feeds import feed_by
 from jobs.sample import sampling_program
 from jobs.topologies import Topology
@@ -152,8 +152,7 @@ def sampling(config: ConfigDict, topology: Topology) -> Program:
     spec = token_spec(tokenizer)
     generator = describe_generator(config, spec, scan_layers=False)
     section = as_on(topology.backend, config, images, spec.positions)
-    entry = SAMPLERS[section["name"]]
-    asked = entry.asks | (FIRST_DRAFTS[section["first_drafts"]].asks if entry.drafts_first else frozenset())
+    asked = asks(section, spec)
     if "draft" in asked:
         raise UserError(
             f"sampler {section['name']!r} drafts with a generator of another workdir, which is not compiled here."
