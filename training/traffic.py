@@ -28,8 +28,8 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
         or instruction.attribute(r'custom_call_target="(\w+)').startswith(FREE_CALLS)
     ):
         return 0.0
-    if opcode in ("copy-start", "slice-start"):
-        ends = instruction.arrays[:2]
+    if opcode in ("copy-start", "slice-start", "dynamic-slice-start"):  # whose types name operands, then the result
+        ends = (instruction.arrays[0], instruction.arrays[len(operands)])
         return math.fsum(min(end.bytes for end in ends) for end in ends if end.space == 0)
     written = in_memory(instruction)
     if opcode == "fusion":
@@ -45,7 +45,7 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
     if opcode in SLICES:
         touched = instruction.bytes
         return math.fsum(touched for array in (*operands[0].arrays[:1], *instruction.arrays) if array.space == 0)
-    if opcode == "dynamic-update-slice":
+    if opcode in ("dynamic-update-slice", "dynamic-update-slice-start"):
         return in_memory(operands[1]) + (operands[1].bytes if written else 0.0)
     if opcode.removesuffix("-start") in COLLECTIVES and opcode.endswith("-start"):
         own = math.fsum(in_memory(operand) for operand in operands)  # the type names operands and results

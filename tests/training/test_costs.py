@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -224,6 +225,12 @@ def test_an_update_is_read_where_it_lies_and_written_where_the_whole_does():
         "ROOT %d = f32[6,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%w, %u, %z, %z, %z)",
     )
     assert costs_of(text).hbm_bytes == 4096
+    later = "((f32[6,8,128]{2,1,0}, f32[1,8,128]{2,1,0:S(1)}, s32[]{:S(6)}), f32[6,8,128]{2,1,0}, u32[]{:S(2)}) "
+    assert (
+        costs_of(re.sub(r"= \S+ dynamic-update-slice", f"= {later}dynamic-update-slice-start", text)).hbm_bytes == 4096
+    )
+    row = "((f32[6,8,128]{2,1,0}, s32[]{:S(6)}), f32[1,8,128]{2,1,0:S(1)}, u32[]{:S(2)}) dynamic-slice-start(%w, %z)"
+    assert costs_of(re.sub(r"= \S+ dynamic-update-slice.*", f"= {row}", text)).hbm_bytes == 4096
     unknown = program("%w = f32[6,8,128]{2,1,0} parameter(0)", "ROOT %d = f32[6,8,128]{2,1,0} sort-start(%w)")
     with pytest.raises(ValueError, match="sort-start"):
         costs_of(unknown)
