@@ -105,6 +105,7 @@ def of_run(
             scores = jnp.where(hidden, HIDDEN, by_head).reshape(shape)
         weights = exponential(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         out = jnp.einsum("...ts,...sd->...td", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        out = checkpoint_name(out, "attention")  # as small as a query, and a product to redo
         # Their sum divides the few numbers that come out, not all the weights.
         return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
