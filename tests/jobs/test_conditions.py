@@ -5,6 +5,7 @@ from configs import digits
 from jobs import evaluate, train
 from jobs.conditions import asked_captions, asked_classes, asked_conditions, fingerprints
 from models.errors import UserError
+from models.sharding import Reader
 
 
 def test_imagenets_classes_may_be_named():
@@ -68,7 +69,9 @@ def test_a_generator_of_captions_asks_for_them(tmp_path):
         asked_conditions(config)
 
 
-@pytest.mark.parametrize("job", [evaluate.run, lambda config, workdir: train.generator_stage(config, workdir, {})])
+@pytest.mark.parametrize(
+    "job", [evaluate.run, lambda config, workdir: train.generator_stage(config, workdir, {}, Reader((0,), 1))]
+)
 def test_jobs_that_know_classes_only_refuse_captions(job, tmp_path):
     config = digits.get_config()
     config.generator.condition = {"name": "text", "entries": 6, "features": 3}

@@ -203,11 +203,12 @@ def test_a_query_that_sees_nothing_takes_the_mean_of_all_values():
     np.testing.assert_allclose(out[0, 201:], others[0, 201:], atol=1e-6)
 
 
-def test_the_backward_pass_keeps_weights_once_and_their_name_finds_them(capsys):
-    q, k, v = arrays(batch=2, queries=8, keys=8)
+def test_the_backward_pass_keeps_weights_and_their_values_once_and_their_name_finds_them(capsys):
+    q, k, v = arrays(batch=2, queries=8, keys=8, width=4)
     policy = jax.checkpoint_policies.save_only_these_names("attention")
     kept = jax.checkpoint(lambda q, k, v: attention(q, k, v, masks.causal(8)).sum(), policy=policy)
     jax.ad_checkpoint.print_saved_residuals(kept, q, k, v)
     saved = [line for line in capsys.readouterr().out.splitlines() if "argument" not in line and "f32" in line]
-    assert len(saved) == 1
-    assert saved[0].startswith("f32[2,2,16,8]")  # (B, G, H / G T, S)
+    shapes = {line.split()[0] for line in saved}
+    assert len(saved) == 2
+    assert shapes == {"f32[2,2,16,8]", "f32[2,2,16,4]"}  # (B, G, H / G T, S), and of the width of a head
