@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,7 +74,9 @@ def test_twenty_kills_change_nothing(undisturbed, tmp_path):
     assert "damaged" not in out + err
     assert contents(tmp_path / "w", STEPS) == contents(undisturbed, STEPS)
     assert losses(tmp_path / "w") == losses(undisturbed)
-    assert len(read_metrics(tmp_path / "w" / "metrics.jsonl")) == STEPS + STEPS // 3  # each step once
+    assert (
+        len(read_metrics(tmp_path / "w" / "metrics.jsonl")) == STEPS + STEPS // 3 + 1
+    )  # each step and evaluation once, and the goodput
     assert steps(tmp_path / "w")[-2:] == [STEPS - 3, STEPS]
     assert not [path for path in (tmp_path / "w").rglob("*") if "tmp" in path.name]
 
@@ -91,7 +94,7 @@ def test_full_disk_is_one_line_and_the_checkpoint_before_is_whole(undisturbed, t
     done = subprocess.run([sys.executable, "-c", limited, json.dumps(longer)], capture_output=True, text=True,
                           env=environment, timeout=300)  # fmt: skip
     assert done.returncode == 2, done.stderr[-3000:]
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    (line,) = re.findall("error: .*", done.stderr)  # threads of tensorstore may write beside it
     assert "a checkpoint cannot be written to " in line
     assert str(directory) in line
     assert "File too large" in line
