@@ -124,9 +124,9 @@ def place_whole(tree: Any, mesh: Mesh) -> Any:
 
 
 def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
-    """Tell the compiler where an activation lies; without a mesh in context it is left alone."""
+    """Tell the compiler where an activation lies; without a mesh of several devices in context it is left alone."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, axes, dict(mesh.shape)))
 
