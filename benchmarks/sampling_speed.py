@@ -20,16 +20,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 
-from benchmarks.turns import beside, in_turns, read_rate, seconds
+from benchmarks.turns import beside, in_turns, matrix_rate, read_rate, seconds
 from configs import llamagen, var
 from generator.generator import describe_generator
 from generator.sampling.samplers import build_sampler
 from jobs.feeds import FEEDS
 from models.process import tune_malloc
 from tokenizer.tokenizer import describe_tokenizer, token_spec
-from training.goodput import matrix_rate
-
-SQUARE = 2048  # side of the matrices that measure the matrix rate
 
 
 class Case(NamedTuple):
@@ -98,7 +95,7 @@ def main() -> None:
     with ExitStack() as others:
         if options.beside:
             timed["beside"] = others.enter_context(beside(options.beside))
-        measured = in_turns(timed | {"bandwidth": read_rate, "rate": lambda: matrix_rate(SQUARE)}, options.rounds)
+        measured = in_turns(timed | {"bandwidth": read_rate, "rate": matrix_rate}, options.rounds)
     bandwidth, rate = max(measured["bandwidth"]), max(measured["rate"])
     floor = sum(max(read / bandwidth, operations / rate) for read, operations in calls)
     ours = statistics.median(measured["ours"])

@@ -23,7 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
-from benchmarks.turns import beside, in_turns, seconds
+from benchmarks.turns import beside, in_turns, matrix_rate, seconds
 from configs import llamagen
 from generator.generator import describe_generator
 from generator.learner import GeneratorLearner
@@ -31,12 +31,10 @@ from models import sharding
 from models.process import tune_malloc
 from models.transformer import REMATERIALISATION
 from tokenizer.tokenizer import describe_tokenizer, token_spec
-from training.goodput import matrix_rate
 from training.loop import compile_step
 from training.step import make_init, place_batch, state_shardings
 
 BATCH = 8
-SQUARE = 2048  # side of the matrices that measure the matrix rate
 
 
 def training(remat: str) -> tuple[Callable[[], None], int, float]:
@@ -87,7 +85,7 @@ def main() -> None:
         cpu.append(of_cores)
         return took
 
-    timed: dict[str, Callable[[], float]] = {"rate": lambda: matrix_rate(SQUARE), "ours": ours}
+    timed: dict[str, Callable[[], float]] = {"rate": matrix_rate, "ours": ours}
     with ExitStack() as others:
         if options.beside:
             timed["beside"] = others.enter_context(beside(options.beside))

@@ -11,7 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from training import goodput
+
 STREAM = 2**27  # floats that are summed to measure bandwidth
+SQUARE = 2048  # side of the matrices that measure the matrix rate
 REPEATS = 8  # of which the best counts
 
 
@@ -61,3 +64,8 @@ def read_rate() -> float:
     """Bytes/s that can be read; the best of several."""
     stream, add = jnp.ones(STREAM), jax.jit(jnp.sum)
     return 4 * STREAM / min(seconds(lambda: add(stream).block_until_ready()) for _ in range(REPEATS))
+
+
+def matrix_rate() -> float:
+    """Operations/s of a float32 matrix product; the best of several."""
+    return goodput.matrix_rate(SQUARE)

@@ -10,10 +10,10 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from generator.forecast import describe_forecast
-from generator.generator import describe_generator, sampling_params
+from generator.generator import Generator, describe_generator, sampling_params
 from generator.sampling.first_drafts import Pairs
 from generator.sampling.interface import Aids
-from generator.sampling.samplers import ROWS, WINDOW, asks, build_sampler, sampler_settings
+from generator.sampling.samplers import WINDOW, asks, build_sampler, fast_window, sampler_settings
 from jobs.feeds import feed_by
 from jobs.sample import sampling_program
 from jobs.topologies import Topology
@@ -151,7 +151,8 @@ def sampling(config: ConfigDict, topology: Topology) -> Program:
     tokenizer = describe_tokenizer(config)
     spec = token_spec(tokenizer)
     generator = describe_generator(config, spec, scan_layers=False)
-    section = as_on(topology.backend, config, images, spec.positions)
+    model = generator.merge(generator.shapes)
+    section = as_on(topology.backend, config, model, images)
     asked = asks(section, spec)
     if "draft" in asked:
         raise UserError(
@@ -178,7 +179,7 @@ def sampling(config: ConfigDict, topology: Topology) -> Program:
         array(images, spec.positions, codes) if "frequencies" in asked else None,
     )  # fmt: skip
     params = everywhere((shapes, tokenizer.shapes), whole)
-    sample = build_sampler(section, config.seed, generator.merge(generator.shapes))
+    sample = build_sampler(section, config.seed, model)
     # The encoder is not used, but it is loaded.
     function = jax.jit(sampling_program(config, tokenizer, generator, sample, aids), keep_unused=True)
     arguments = (params, everywhere(aid_params, whole), *everywhere(rows, split))
@@ -188,15 +189,14 @@ def sampling(config: ConfigDict, topology: Topology) -> Program:
     return Program("sample", function, arguments, kinds, mesh, images, config.generator.dtype, calls, hosts)
 
 
-def as_on(backend: str, config: ConfigDict, images: int, positions: int) -> dict[str, Any]:
+def as_on(backend: str, config: ConfigDict, model: Generator, images: int) -> dict[str, Any]:
     """The config's section `sampler` with the window that it would have on a host of this backend, a key of `ROWS`."""
-    section = config.sampler.to_dict()
+    section, most = config.sampler.to_dict(), min(WINDOW, model.spec.positions)
     if section["window"] or section["name"] != "fixed_noise":
-        return section | {"window": section["window"] or min(WINDOW, positions)}
-    guided = bool((sampler_settings(section, config.seed).scales(positions) != 1).any())
-    window = min(ROWS[backend] // (images * (1 + guided)), WINDOW, positions)
-    alone = config.generator.layout != "raster" or section["smooth"]  # whose tokens are not drawn one by one
-    return section | ({"name": "sequential"} if window < 2 or alone else {"window": window})
+        return section | {"window": section["window"] or most}
+    settings = dataclasses.replace(sampler_settings(section, config.seed), window=most)
+    window = fast_window(settings, model, images, backend)
+    return section | ({"name": "sequential"} if window < 2 else {"window": window})
 
 
 def placed(shapes: Any, places: Any) -> Any:

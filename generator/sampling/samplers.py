@@ -50,17 +50,29 @@ SAMPLERS: dict[str, Entry] = {
 LOSSY = frozenset({"gsd", "lantern", "zipar"})
 
 
+def fast_window(settings: Settings, model: Model, images: int, backend: str) -> int:
+    """As many drafts a call of `fixed_noise` as take a device little longer than one; below 2, one by one is as fast.
+
+    Args:
+      settings: whose window is the most.
+      model: what is asked.
+      images: that are drawn together.
+      backend: of the devices, a key of `ROWS`.
+    """
+    if model.layout.feed != "tokens" or len(model.spec.sizes) > 1 or settings.smooth:
+        return 1
+    rows = images * (1 + bool((settings.scales(len(model.layout.groups)) != 1).any()))
+    return min(ROWS[backend] // rows, settings.window)
+
+
 def as_wide_as_is_fast(settings: Settings, model: Model) -> Sampler:
     """`fixed_noise` as wide as its batch leaves room for; where it leaves none `sequential`, whose tokens are the same."""
     plain = one_by_one(settings, model)
-    if model.layout.feed != "tokens" or len(model.spec.sizes) > 1 or settings.smooth:
-        return plain
 
     def sample(
         model: Model, condition: Any, images: Any, feed: Any, *, aids: Aids = NO_AIDS, revise: Any = None
     ) -> Any:
-        rows = len(images) * (1 + bool((settings.scales(len(model.layout.groups)) != 1).any()))
-        window = min(ROWS[jax.default_backend()] // rows, settings.window)
+        window = fast_window(settings, model, len(images), jax.default_backend())
         fits = dataclasses.replace(settings, window=window)
         sampler = plain if window < 2 else SAMPLERS["fixed_noise"].build(fits, model)
         return sampler(model, condition, images, feed, aids=aids, revise=revise)

@@ -12,11 +12,13 @@ import jax
 import pytest
 
 from configs import digits
+from generator.generator import describe_generator
 from jobs import compile as job
 from jobs.compilation import compile_program, out_of_memory, usable_bytes
 from jobs.programs import as_on, heldout, programs, sampling
 from jobs.topologies import open_topology
 from models.errors import UserError
+from tokenizer.tokenizer import describe_tokenizer, token_spec
 from training.chips import GIB, chip_of
 
 
@@ -81,7 +83,8 @@ def test_the_sampler_is_as_wide_as_on_that_backend(topology, family):
     opened = topology if family == "v5e:2x2" else dataclasses.replace(topology, platform="cuda", backend="gpu")
     config = tiny_config()
     config.sample.batch_size = 40  # and as many without their class, for guidance: 256 rows are three of each
-    assert as_on(opened.backend, config, 40, 64)["window"] == 3
+    generator = describe_generator(config, token_spec(describe_tokenizer(config)), scan_layers=False)
+    assert as_on(opened.backend, config, generator.merge(generator.shapes), 40)["window"] == 3
     assert sampling(config, opened).calls == 22
 
 
