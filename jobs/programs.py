@@ -163,9 +163,11 @@ def sampling(config: ConfigDict, topology: Topology) -> Program:
 
     def aids(params: Any, frequencies: jax.Array | None, decoder: Any) -> Aids:
         return Aids(
-            frequencies, params.get("pairs"), decoder.quantizer.lookup(jnp.arange(codes)[:, None]),
+            frequencies=frequencies,
+            pairs=params.get("pairs"),
+            codebook=decoder.quantizer.lookup(jnp.arange(codes)[:, None]) if "codebook" in asked else None,
             forecast=forecast and forecast.merge(params["forecast"]),
-        )  # fmt: skip
+        )
 
     array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
     pairs = jax.eval_shape(lambda: Pairs(*(jnp.zeros((codes, codes)) for _ in Pairs._fields)))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from generator.generator import Condition
 from generator.sampling.distribution import Filters, target_distribution
+from generator.sampling.guidance import paired, unpaired
 from generator.sampling.interface import Model
 from models.masks import Branches
 from models.transformer import grown, moved
@@ -18,7 +19,7 @@ Revise = Callable[[Any, jax.Array, Any], jax.Array]  # (state, log p, positions)
 
 
 class Caller(NamedTuple):
-    """A model asked for one batch of conditions; guided calls hold the conditional and then the unconditional rows.
+    """A model asked for one batch of conditions; guided calls hold two rows of each (`guidance.paired`).
 
     Attributes:
       model: of tokens one after the other.
@@ -51,7 +52,7 @@ class Caller(NamedTuple):
 
     def both(self, x: jax.Array) -> jax.Array:
         """For the unconditional rows as well."""
-        return jnp.concatenate([x, x]) if self.guided else x
+        return jnp.repeat(x, 2, axis=0) if self.guided else x
 
     def cache(self, nodes: int = 0) -> Any:
         """A cache that knows the silent slots, with room for a tree of so many nodes behind the sequence."""
@@ -89,9 +90,9 @@ class Caller(NamedTuple):
 
     def log_p(self, hidden: Float[Array, "R n D"], positions: Int[Array, "B n"]) -> Float[Array, "B n V"]:
         """Of the tokens at positions, as they are drawn."""
-        conditional, *unconditional = jnp.split(self.model.head(hidden), 2 if self.guided else 1)
-        scale = jnp.asarray(self.scales)[positions]
-        log_p = target_distribution(conditional, unconditional[0] if self.guided else None, scale, self.filters)
+        outputs = self.model.head(hidden)
+        conditional, unconditional = unpaired(outputs) if self.guided else (outputs, None)
+        log_p = target_distribution(conditional, unconditional, jnp.asarray(self.scales)[positions], self.filters)
         return log_p if self.revise is None else self.revise((), log_p, positions)
 
     def settled(self, cache: Any, nodes: Int[Array, "B n"], positions: Int[Array, "B n"]) -> Any:
@@ -111,7 +112,5 @@ def caller(
 ) -> Caller:
     """The model asked for a batch of conditions."""
     guided = bool((scales != 1).any())
-    rows = condition
-    if guided:
-        rows = jax.tree.map(lambda *x: jnp.concatenate(x), condition, model.condition.null(condition))
+    rows = paired(condition, model.condition.null(condition)) if guided else condition
     return Caller(model, condition, model.start(rows), model.context(rows), scales, filters, revise, guided)

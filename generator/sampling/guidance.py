@@ -16,11 +16,16 @@ These need no schedule of their own:
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from models.errors import UserError, unknown
+
+Rows = TypeVar("Rows")  # a tree of arrays (B, ...)
 
 # progress in [0, 1] over the times, to its power -> share of (scale - 1) that is applied
 SCHEDULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -72,3 +77,16 @@ def runs(scales: Float[np.ndarray, "S"]) -> list[tuple[int, int, bool]]:
     guided[:-1] |= single
     starts = [0, *(np.flatnonzero(np.diff(guided)) + 1).tolist(), len(scales)]
     return [(start, stop, bool(guided[start])) for start, stop in pairwise(starts)]
+
+
+def paired(conditional: Rows, unconditional: Rows) -> Rows:
+    """One batch of both, an image's two rows one after the other: devices that share the images have both of theirs."""
+    return jax.tree.map(
+        lambda *x: jnp.stack(x, axis=1).reshape(2 * len(x[0]), *x[0].shape[1:]), conditional, unconditional
+    )
+
+
+def unpaired(rows: Rows) -> tuple[Rows, Rows]:
+    """The conditional and the unconditional rows of `paired`."""
+    both = jax.tree.map(lambda x: x.reshape(len(x) // 2, 2, *x.shape[1:]), rows)
+    return jax.tree.map(lambda x: x[:, 0], both), jax.tree.map(lambda x: x[:, 1], both)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from generator.generator import Condition
 from generator.layouts import SequenceLayout
 from generator.sampling.distribution import Filters, draw, target_distribution
-from generator.sampling.guidance import runs
+from generator.sampling.guidance import paired, runs, unpaired
 from generator.sampling.interface import Feed, Model, SampleOutput
 from generator.sampling.noise import gumbel_noise
 from models.tokens import Tokens
@@ -54,8 +54,7 @@ def sequential(
     """
     layout, batch = generator.layout, len(images)
     nothing = generator.condition.null(condition)
-    both = jax.tree.map(lambda *rows: jnp.concatenate(rows), condition, nothing)
-    asked = {True: both, False: condition}  # by "is guided"
+    asked = {True: paired(condition, nothing), False: condition}  # by "is guided"
     start = {guided: generator.start(rows) for guided, rows in asked.items()}
     contexts = {guided: generator.context(rows) for guided, rows in asked.items()}
     caches = {unconditional: generator.init_cache(batch, 0) for unconditional in (False, True)}
@@ -69,13 +68,13 @@ def sequential(
         else:
             first = jnp.maximum(slots[0] - layout.conditions, 0)
             x = generator.embed(jax.lax.dynamic_slice_in_dim(fed, first, len(slots), axis=1))
-            x = jnp.concatenate([x, x]) if guided else x
+            x = jnp.repeat(x, 2, axis=0) if guided else x
             if len(slots) == layout.conditions:  # the condition may be what a loop begins with
                 x = jnp.where(time == 0, start[guided], x)
         outputs, cache = generator.extend(cache, x, slots, contexts[guided])
-        conditional, *unconditional = jnp.split(outputs[:, -piece.tokens :], 2 if guided else 1)
-        scale = jnp.asarray(scales)[time]
-        log_probs = target_distribution(conditional, unconditional[0] if guided else None, scale, filters)
+        outputs = outputs[:, -piece.tokens :]
+        conditional, unconditional = unpaired(outputs) if guided else (outputs, None)
+        log_probs = target_distribution(conditional, unconditional, jnp.asarray(scales)[time], filters)
         positions = jnp.broadcast_to(position + jnp.arange(piece.tokens), (batch, piece.tokens))
         if revise is not None:
             log_probs = revise(state, log_probs, time)
@@ -100,8 +99,7 @@ def sequential(
             slots = np.arange(behind, reached, dtype=np.int32)
             _, caches[True] = generator.extend(caches[True], known, slots, generator.context(nothing))
             calls += 1
-        used = (caches[False], caches[True]) if guided else (caches[False],)
-        carry = (ids, fed, state, jax.tree.map(lambda *rows: jnp.concatenate(rows), *used))
+        carry = (ids, fed, state, paired(caches[False], caches[True]) if guided else caches[False])
         for piece in pieces(layout, begin, end):
             step = partial(call, piece=piece, guided=guided)
             if piece.end - piece.begin == 1:
@@ -110,9 +108,9 @@ def sequential(
                 carry = (*carry[:3], grown(carry[3], piece.read))
                 carry = jax.lax.fori_loop(piece.begin, piece.end, step, carry)
         ids, fed, state, cache = carry
-        caches[False] = jax.tree.map(lambda rows: rows[:batch], cache)
+        caches[False] = cache
         if guided:
-            caches[True], behind = jax.tree.map(lambda rows: rows[batch:], cache), layout.groups[end - 1][1]
+            (caches[False], caches[True]), behind = unpaired(cache), layout.groups[end - 1][1]
         calls += end - begin
     return SampleOutput(Tokens(ids), jnp.full((batch,), calls, jnp.int32), state)
 

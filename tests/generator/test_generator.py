@@ -351,7 +351,7 @@ def test_a_path_that_is_settled_is_as_if_it_had_been_decoded(make, variant, guid
     ids = np.stack([planted.along(row, end) for row, end in enumerate(ends)])
     reached = DONE + length
     step_by_step, plain = planted.fed(ids, int(reached.max()) + 1)
-    slots = np.tile(ask.silent + reached, 2 if guided else 1)
+    slots = np.repeat(ask.silent + reached, 2 if guided else 1)
     for found, expected in zip(jax.tree.leaves(cache), jax.tree.leaves(plain), strict=True):
         for row, count in enumerate(slots):
             np.testing.assert_allclose(found[row, :, :count], expected[row, :, :count], atol=1e-5)

@@ -243,6 +243,19 @@ def test_the_last_line_is_one_object(output):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7)])
+def test_chips_that_sample_next_scale_with_guidance_exchange_nothing(topology, interval):
+    config = digits.get_config("next=scale")
+    config.data.classes, config.sample.batch_size = 10, 4
+    config.tokenizer.update(channels=8, multipliers=(1, 2), blocks=1, latent_channels=8)
+    config.generator.update(width=32, depth=1, heads=2, mlp=64)
+    config.sampler.update(guidance_scale=2.5, guidance_interval=interval)
+    record = compile_program(sampling(config, topology), topology, usable_bytes(topology))
+    assert record["fits"]
+    assert record["collectives"] == {}
+
+
+@pytest.mark.slow
 def test_memory_is_the_sum_of_its_kinds_and_holds_what_lies_beside(output):
     train, sample, evaluate = json.loads(output.splitlines()[-1])["programs"]
     for program in (train, sample, evaluate):
