@@ -38,11 +38,11 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "LlamaGen-L": Case(lambda: llamagen.get_config("size=L"), "generator", 16, "dots"),
+    "LlamaGen-L": Case(lambda: llamagen.get_config("size=L"), "generator", 8, "dots"),
     "LlamaGen-XL": Case(lambda: llamagen.get_config("size=XL"), "generator", 16, "dots"),
     "LlamaGen-3B": Case(lambda: llamagen.get_config("size=3B"), "generator", 16, "dots"),
-    "VAR-d16": Case(lambda: var.get_config("depth=16"), "generator", 8, "dots"),
-    "VAR-d30": Case(lambda: var.get_config("depth=30"), "generator", 8, "dots"),
+    "VAR-d16": Case(lambda: var.get_config("depth=16"), "generator", 4, "dots"),
+    "VAR-d30": Case(lambda: var.get_config("depth=30"), "generator", 4, "dots"),
     "LlamaGen's tokenizer": Case(lambda: llamagen.get_config("size=L"), "tokenizer", 4, "none"),
     "VAR's tokenizer": Case(lambda: var.get_config("depth=16"), "tokenizer", 4, "none"),
 }

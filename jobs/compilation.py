@@ -16,6 +16,8 @@ from training.chips import GIB
 from training.costs import Costs, costs_of
 from training.model_flops import model_flops
 
+# Without a GPU there is nothing to time the tiles of Triton's products on, and of some shapes its compiler finds none.
+OPTIONS: dict[str, dict[str, Any]] = {"tpu": {}, "cuda": {"xla_gpu_enable_triton_gemm": False}}
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 Record = dict[str, Any]
 
@@ -45,7 +47,7 @@ def compile_program(program: Program, topology: Topology, usable: float) -> Reco
         "model_flops_per_step": model,
     }  # fmt: skip
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=OPTIONS[topology.platform])
     except jax.errors.JaxRuntimeError as error:
         needed = out_of_memory(str(error))
         if needed is None:
