@@ -19,7 +19,7 @@ COLLECTIVES: dict[str, Callable[[int], float]] = {
 def link_bytes(module: Module, computation: Computation, instruction: Instruction) -> tuple[str, float] | None:
     """Kind of a collective, and bytes that a device receives by it; None for all other instructions."""
     kind = instruction.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES:
+    if kind not in COLLECTIVES or continues(instruction):
         return None
     # The compiler's reduce-scatter may be an all-reduce fused with the slice that is kept.
     if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
@@ -27,6 +27,13 @@ def link_bytes(module: Module, computation: Computation, instruction: Instructio
     payload = math.fsum(operand.bytes for operand in computation.operands(instruction))
     size = 1 if kind == "collective-permute" else group_size(module, instruction)  # which names pairs
     return kind, payload * COLLECTIVES[kind](size)
+
+
+def continues(instruction: Instruction) -> bool:
+    """Whether it is a further step of a collective: a v5e's compiler begins one, and goes on with it beside other work."""
+    return bool(
+        instruction.attribute(r'"async_collective_fusion_config":\{"flag_start":"(\d+)"')
+    )  # "-1" where it begins
 
 
 def group_size(module: Module, instruction: Instruction) -> int:

@@ -3,7 +3,7 @@
 import math
 
 from training.hlo import Computation, Instruction, Module
-from training.links import COLLECTIVES
+from training.links import COLLECTIVES, continues
 
 # Neither compute nor move anything; what an asynchronous operation moves is counted where it starts.
 FREE = {
@@ -63,9 +63,11 @@ def in_memory(instruction: Instruction) -> float:
 
 
 def fused_read(module: Module, inner: Computation, parameter: Instruction) -> float:
-    """Bytes that a fusion reads of a parameter: slices of it, nothing where it is only written into, or all."""
+    """Bytes that a fusion reads of a parameter: slices of it, nothing where it is only written or handed on, or all."""
     read = 0.0
     for place, name in seen_through(inner, parameter.name):
+        if continues(place) or hands_on(inner, place):
+            continue
         first = place.operands[0] == name
         if place.opcode in SLICES and first:
             read += place.bytes
@@ -98,10 +100,22 @@ def fused_writes(module: Module, inner: Computation) -> list[float]:
         while result.opcode in (*TRANSPARENT, "get-tuple-element") and result.operands:
             number = int(result.attribute(r"index=(\d+)") or number)
             result = inner.instructions[result.operands[0]]
-        if result.opcode == "dynamic-update-slice":
+        if continues(result) or (hands_on(inner, root) and result.opcode == "parameter") or is_done(result):
+            sizes.append(0.0)
+        elif result.opcode == "dynamic-update-slice":
             sizes.append(inner.operands(result)[1].bytes)
         elif result.opcode == "fusion":
             sizes.append(fused_writes(module, module.computations[result.called()[0]])[number])
         else:
             sizes += [math.inf] * results
     return sizes
+
+
+def hands_on(inner: Computation, instruction: Instruction) -> bool:
+    """Whether it hands what it takes on as it is, beside or at the end of a collective that was begun before."""
+    return is_done(instruction) or (instruction.opcode == "tuple" and any(continues(part) for part in inner))
+
+
+def is_done(instruction: Instruction) -> bool:
+    """Whether it ends a collective that was begun before: all of it was counted then."""
+    return instruction.attribute(r'custom_call_target="(\w+)') == "AsyncCollectiveDone"

@@ -290,6 +290,50 @@ def test_asynchronous_and_fused_collectives_count_once():
     assert found.link_bytes == {"all-gather": 3 * 4096, "reduce-scatter": 3072, "collective-permute": 4096}
 
 
+def test_a_collective_in_steps_beside_other_work_counts_where_it_begins():
+    """As a v5e's compiler writes one: every step that follows has a copy of it, and hands its buffers on."""
+    steps = """
+%start (a: f32[1024]) -> (f32[1024], f32[4096]) {
+  %a = f32[1024]{0} parameter(0)
+  %g = f32[4096]{0} all-gather(%a), GROUPS, backend_config={"async_collective_fusion_config":{"flag_start":"-1"}}
+  ROOT %c = (f32[1024]{0}, f32[4096]{0}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%step (a: f32[1024], b: f32[4096], x: f32[8,8]) -> (f32[8,8], f32[1024], f32[4096]) {
+  %a = f32[1024]{0} parameter(0)
+  %b = f32[4096]{0} parameter(1)
+  %x = f32[8,8]{1,0} parameter(2)
+  %g = f32[4096]{0} all-gather(%a), GROUPS, backend_config={"async_collective_fusion_config":{"flag_start":"2"}}
+  %y = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %t = (f32[8,8]{1,0}, f32[1024]{0}, f32[4096]{0}) tuple(%y, %a, %g)
+}
+
+%done (a: f32[1024], b: f32[4096]) -> f32[4096] {
+  %a = f32[1024]{0} parameter(0)
+  %b = f32[4096]{0} parameter(1)
+  %g = f32[4096]{0} all-gather(%a), GROUPS, backend_config={"async_collective_fusion_config":{"flag_start":"8"}}
+  ROOT %c = f32[4096]{0} custom-call(%a, %b, %g), custom_call_target="AsyncCollectiveDone"
+}
+""".replace("GROUPS", "replica_groups={{0,1,2,3}}, dimensions={0}")
+    text = program(
+        "%w = f32[1024]{0} parameter(0)",
+        "%x = f32[8,8]{1,0} parameter(1)",
+        "%s = (f32[1024]{0}, f32[4096]{0}) fusion(%w), kind=kCustom, calls=%start",
+        "%a = f32[1024]{0} get-tuple-element(%s), index=0",
+        "%b = f32[4096]{0} get-tuple-element(%s), index=1",
+        "%f = (f32[8,8]{1,0}, f32[1024]{0}, f32[4096]{0}) fusion(%a, %b, %x), kind=kOutput, calls=%step",
+        "%c = f32[1024]{0} get-tuple-element(%f), index=1",
+        "%d = f32[4096]{0} get-tuple-element(%f), index=2",
+        "ROOT %r = f32[4096]{0} fusion(%c, %d), kind=kCustom, calls=%done",
+        others=steps,
+    )
+    found = costs_of(text)
+    assert found.collectives == {"all-gather": 1}
+    assert found.link_bytes == {"all-gather": 3 * 4096}
+    assert found.flops == {"float32": 2 * 8**3}
+    assert found.hbm_bytes == (4096 + 4096 + 4 * 4096) + 2 * 256  # the start, then the product of 8 x 8
+
+
 COLLECTIVES = """
 import json, jax, jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
