@@ -30,10 +30,8 @@ def link_bytes(module: Module, computation: Computation, instruction: Instructio
 
 
 def continues(instruction: Instruction) -> bool:
-    """Whether it is a further step of a collective: a v5e's compiler begins one, and goes on with it beside other work."""
-    return bool(
-        instruction.attribute(r'"async_collective_fusion_config":\{"flag_start":"(\d+)"')
-    )  # "-1" where it begins
+    """Whether it is a further step of a collective: a v5e's compiler begins one (step -1) and goes on beside other work."""
+    return bool(instruction.attribute(r'"async_collective_fusion_config":\{"flag_start":"(\d+)"'))
 
 
 def group_size(module: Module, instruction: Instruction) -> int:
