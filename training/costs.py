@@ -80,7 +80,7 @@ def of_computation(module: Module, computation: Computation, loops: int, known: 
         elif opcode == "conditional":  # the dearest branch
             branches = [of_computation(module, part, loops, known) for part in called]
             total.add(max(branches, key=lambda branch: (math.fsum(branch.flops.values()), branch.hbm_bytes)), 1)
-        elif opcode in ("call", "async-start") and called:
+        elif opcode in ("call", "call-start", "async-start") and called:
             total.add(of_computation(module, called[0], loops, known), 1)
         else:
             total.hbm_bytes += traffic(module, computation, instruction)

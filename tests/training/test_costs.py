@@ -290,6 +290,45 @@ def test_asynchronous_and_fused_collectives_count_once():
     assert found.link_bytes == {"all-gather": 3 * 4096, "reduce-scatter": 3072, "collective-permute": 4096}
 
 
+def test_work_that_a_sparse_core_takes_over_counts_where_it_starts():
+    """As v5p's and v6e's compilers write a scatter: a call that another core runs, which calls the instruction in turn."""
+    scatter = """
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+
+%work (x: f32[4096], i: s32[64,1], u: f32[64]) -> f32[4096] {
+  %x = f32[4096]{0} parameter(0)
+  %i = s32[64,1]{1,0} parameter(1)
+  %u = f32[64]{0} parameter(2)
+  ROOT %y = f32[4096]{0} scatter(%x, %i, %u), to_apply=%add
+}
+
+%wrapped (x: f32[4096], i: s32[64,1], u: f32[64]) -> f32[4096] {
+  %x = f32[4096]{0} parameter(0)
+  %i = s32[64,1]{1,0} parameter(1)
+  %u = f32[64]{0} parameter(2)
+  %s = ((f32[4096]{0}, s32[64,1]{1,0}, f32[64]{0}), f32[4096]{0}, u32[]{:S(8)}) call-start(%x, %i, %u), to_apply=%work
+  ROOT %d = f32[4096]{0} call-done(%s)
+}
+"""
+    arguments = [
+        "%x = f32[4096]{0} parameter(0)",
+        "%i = s32[64,1]{1,0} parameter(1)",
+        "%u = f32[64]{0} parameter(2)",
+    ]
+    elsewhere = program(
+        *arguments,
+        "%s = ((f32[4096]{0}, s32[64,1]{1,0}, f32[64]{0}), f32[4096]{0}) call-start(%x, %i, %u), to_apply=%wrapped",
+        "ROOT %d = f32[4096]{0} call-done(%s)",
+        others=scatter,
+    )
+    here = program(*arguments, "ROOT %y = f32[4096]{0} scatter(%x, %i, %u), to_apply=%add", others=scatter)
+    assert costs_of(elsewhere).hbm_bytes == costs_of(here).hbm_bytes > 4096 * 4
+
+
 def test_a_collective_in_steps_beside_other_work_counts_where_it_begins():
     """As a v5e's compiler writes one: every step that follows has a copy of it, and hands its buffers on."""
     steps = """
