@@ -105,7 +105,7 @@ def scales(spec: TokenSpec, entries: int) -> SequenceLayout:
         target=slots,
         position=np.where(time[:, None] == 0, -1, np.concatenate(cells)).astype(np.int32),
         time=time,
-        visibility=masks.grouped(time),
+        visibility=masks.groups(time),
         weight=np.ones(count, np.float32),
     )
 

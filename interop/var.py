@@ -210,7 +210,7 @@ def generator_buffers(config: ConfigDict) -> list[Buffer]:
     level = np.repeat(np.arange(len(scales)), [side**2 for side in scales])
 
     def mask() -> np.ndarray:
-        seen = masks.visible(masks.grouped(level.astype(np.int32)))
+        seen = masks.groups(level.astype(np.int32)).as_array()
         return np.where(seen, 0, -np.inf).astype(np.float32)[None, None]
 
     zeros = partial(np.zeros, config.generator.width, np.float32)

@@ -1,131 +1,160 @@
-"""Softmax attention under visibility intervals."""
+"""Softmax attention under visibility intervals: one call, and the implementations that may serve it."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from models import masks
-from models.sharding import pieces
+from models.errors import UserError, unknown
+from models.kernels import pallas_tpu, xla
+from models.masks import Visibility
+from models.sharding import partition_spec, pieces
 
-HIDDEN = -1e30  # finite, so that a query that sees nothing gives a mean and not NaN
-IN_CACHE = 2**21  # scores that a CPU core's cache and a little more hold
-ROWS = 128  # queries of a run, or a multiple
-RUNS = 8  # of a sequence at most: each is code of its own
-
-
-class Run(NamedTuple):
-    """Consecutive queries, and the keys that somebody of them sees.
-
-    Attributes:
-      queries: from where to where.
-      keys: the first that is seen, and the one after the last.
-      mask: who sees what of them; None where everybody sees everything.
-    """
-
-    queries: tuple[int, int]
-    keys: tuple[int, int]
-    mask: Bool[Array | np.ndarray, "*B t s"] | None
+Implementation = Callable[..., jax.Array]
+DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 def attention(
-    q_BTHd: Float[Array, "B T H d"],
-    k_BGSd: Float[Array, "B G S d"],
-    v_BGSd: Float[Array, "B G S d"],
-    visibility: masks.Visibility,
+    q_BTHd: Float[Array, "_ _ _ _"],
+    k_BGSd: Float[Array, "_ _ _ _"],
+    v_BGSd: Float[Array, "_ _ _ _"],
+    visibility: Visibility,
     *,
+    implementation: str | None = None,
     scale: float | None = None,
 ) -> Float[Array, "B T H d"]:
-    """softmax(scale q k^T) v over the keys that each query sees; the softmax is float32, the scale 1 / sqrt(d) by default.
+    """softmax(scale q k^T) v over the keys that each query sees, and 0 where it sees none; the softmax is float32.
 
     Keys and values come head by head: one matrix product a (sample, key head), each over memory that lies together, is what
     XLA's CPU and TPU back ends are fastest at; with the heads inside, attention to a cache takes a CPU three times as long.
     Query head h reads key/value head h // (H / G): grouped-query attention where G < H, with G dividing H.
 
-    Where the mask is known before anything runs, the queries go in runs, and a run computes no score of keys that nobody of
-    it sees: of a causal mask over 256 slots a quarter is never computed, and of long sequences nearly half.
+    Args:
+      q_BTHd: queries, float32 or bfloat16.
+      k_BGSd: keys, of the same dtype.
+      v_BGSd: values, of the same dtype.
+      visibility: who sees whom, one for all samples or one for each.
+      implementation: a name of `IMPLEMENTATIONS`; None leaves the choice to us.
+      scale: of the scores, 1 / sqrt(d) by default.
+
+    Raises:
+      UserError: shapes or dtypes that do not go together, or an implementation that cannot serve the call.
     """
-    B, T, H, d = q_BTHd.shape
-    G = k_BGSd.shape[1]
-    scale = d**-0.5 if scale is None else scale
-    q_BGhTd = q_BTHd.reshape(B, T, G, H // G, d).transpose(0, 2, 3, 1, 4)
-    shared = pieces((T,), ("sequence",)) > 1  # by devices, each of which keeps its own queries, in one run
-    parts = []
-    for (start, stop), (first, last), mask in runs(masks.visible(visibility), T if shared else rows(T)):
-        q = q_BGhTd[:, :, :, start:stop].reshape(B, G, -1, d)
-        out = of_run(q, k_BGSd[:, :, first:last], v_BGSd[:, :, first:last], mask, scale=scale)
-        parts.append(out.reshape(B, G, H // G, stop - start, d))
-    return jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
+    check(q_BTHd, k_BGSd, v_BGSd, visibility)
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise unknown("implementation of attention", implementation, IMPLEMENTATIONS)
+    run = IMPLEMENTATIONS[implementation or "xla"]
+    return run(q_BTHd, k_BGSd, v_BGSd, visibility, scale=q_BTHd.shape[-1] ** -0.5 if scale is None else scale)
 
 
-def rows(T: int) -> int:
-    """The length of a run of T queries."""
-    return ROWS * -(-T // (ROWS * RUNS))
+def check(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility) -> None:
+    """Refuse what is no attention."""
+    B, T, H, d = q.shape
+    G, S = k.shape[1:3]
+    if k.shape != v.shape or (k.shape[0], k.shape[3]) != (B, d):
+        raise UserError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not go together; they are (B, T, H, d) and "
+                        "twice (B, G, S, d).")  # fmt: skip
+    if H % G:
+        raise UserError(f"{G} heads of keys do not divide {H} heads of queries.")
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
+        raise UserError(
+            f"queries, keys and values of {q.dtype}, {k.dtype}, {v.dtype}; all must be float32, or all bfloat16."
+        )
+    for name, column, slots in zip(Visibility._fields, visibility, (T, S, S)):
+        if column.shape not in [(slots,), (B, slots), (1, slots)]:
+            raise UserError(f"{name} has the shape {column.shape}; for {B} samples of {slots} slots it must be ({slots},), one "
+                            f"for all, or ({B}, {slots}).")  # fmt: skip
 
 
-def runs(visible: Bool[Array | np.ndarray, "*B T S"], length: int) -> list[Run]:
-    """The runs of a mask, of so many queries; a single one of a mask that is traced, or that hides nothing."""
-    T, S = visible.shape[-2:]
-    whole = Run((0, T), (0, S), visible)
-    if not isinstance(visible, np.ndarray):
-        return [whole]
-    if visible.all():
-        return [whole._replace(mask=None)]
-    found = []
-    for start in range(0, T, length):
-        mask = visible[..., start : start + length, :]
-        seen = np.flatnonzero(mask.any(axis=tuple(range(mask.ndim - 1))))
-        blind = not mask.any(axis=-1).all()  # a query that sees nothing takes the mean of everything
-        first, last = (0, S) if blind else (int(seen[0]), int(seen[-1]) + 1)
-        mask = mask[..., first:last]
-        found.append(Run((start, min(start + length, T)), (first, last), None if mask.all() else mask))
-    return found
+def recomputed(forward: Callable[..., Any], backward: Callable[..., Any]) -> Implementation:
+    """An implementation of two passes, of which the second computes the scores again.
+
+    Args:
+      forward: gives what attention gives, and what the backward pass must know of its softmax.
+      backward: takes both, and the gradient of the first; gives those of queries, keys and values.
+    """
+
+    def run(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility, *, scale: float) -> jax.Array:
+        # Columns that are known before the program runs stay so, whoever differentiates: they are no arguments.
+        known = [column if isinstance(column, np.ndarray) else None for column in visibility]
+
+        def whole(columns: list[Any]) -> Visibility:
+            left = iter(columns)
+            return Visibility(*(next(left) if column is None else column for column in known))
+
+        @jax.custom_vjp
+        def call(q: jax.Array, k: jax.Array, v: jax.Array, columns: list[Any]) -> jax.Array:
+            return forward(q, k, v, whole(columns), scale=scale)[0]
+
+        def ahead(q: jax.Array, k: jax.Array, v: jax.Array, columns: list[Any]) -> tuple[jax.Array, tuple[Any, ...]]:
+            out, softmax = (checkpoint_name(x, "attention") for x in forward(q, k, v, whole(columns), scale=scale))
+            return out, (q, k, v, columns, out, softmax)
+
+        def back(kept: tuple[Any, ...], gradient: jax.Array) -> tuple[Any, ...]:
+            q, k, v, columns, out, softmax = kept
+            return (*backward(q, k, v, whole(columns), out, softmax, gradient, scale=scale), None)
+
+        call.defvjp(ahead, back)
+        return call(q, k, v, [column for column in visibility if not isinstance(column, np.ndarray)])
+
+    return run
 
 
-def of_run(
-    q: Float[Array, "B G hT d"],
-    k: Float[Array, "B G S d"],
-    v: Float[Array, "B G S d"],
-    mask: Bool[Array | np.ndarray, "*B T S"] | None,
-    *,
-    scale: float,
-) -> Float[Array, "B G hT d"]:
-    """Attention to the keys that the mask leaves; without one, a CPU takes some samples at a time: scores stay in its cache."""
+def by_device(run: Implementation) -> Implementation:
+    """An implementation that the compiler cannot split: every device of the mesh has its own samples, heads and queries."""
 
-    def some(qkv: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        q, k, v = qkv
-        scores = jnp.einsum("...td,...sd->...ts", q, k, preferred_element_type=jnp.float32) * scale
-        if mask is not None:
-            hidden = ~jnp.asarray(mask).reshape(-1, 1, 1, *mask.shape[-2:])
-            shape = scores.shape
-            by_head = scores.reshape(*shape[:2], -1, *mask.shape[-2:])  # (B, G, H / G, T, S)
-            scores = jnp.where(hidden, HIDDEN, by_head).reshape(shape)
-        weights = exponential(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        out = jnp.einsum("...ts,...sd->...td", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        out = checkpoint_name(out, "attention")  # as small as a query, and a product to redo
-        # Their sum divides the few numbers that come out, not all the weights.
-        return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    def split(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility, *, scale: float) -> jax.Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return run(q, k, v, visibility, scale=scale)
+        heads = "heads" if pieces(q.shape[2:3], ("heads",)) == pieces(k.shape[1:2], ("heads",)) else None
+        of_keys = ("batch", heads, None, None)
+        of_columns = [
+            ("batch", "sequence")[-x.ndim :] if n == 0 else ("batch", None)[-x.ndim :] for n, x in enumerate(visibility)
+        ]
+        axes = [("batch", "sequence", heads, None), of_keys, of_keys, *of_columns]
+        places = [partition_spec(x.shape, names, dict(mesh.shape)) for x, names in zip((q, k, v, *visibility), axes)]
+        # What is known before the program runs, and the same on all devices, stays known.
+        known = [
+            x if isinstance(x, np.ndarray) and not any(place) else None for x, place in zip(visibility, places[3:])
+        ]
 
-    B, G, T, _ = q.shape
-    samples = max(IN_CACHE // (G * T * k.shape[2]), 1)
-    if mask is not None or samples >= B:
-        return some((q, k, v))
-    return jax.lax.platform_dependent(
-        q, k, v, cpu=lambda *qkv: jax.lax.map(some, qkv, batch_size=samples), default=lambda *qkv: some(qkv)
-    )
+        def own(q: jax.Array, k: jax.Array, v: jax.Array, *columns: Any) -> jax.Array:
+            left = iter(columns)
+            return run(q, k, v, Visibility(*(next(left) if x is None else x for x in known)), scale=scale)
+
+        given = [(x, place) for x, place, fixed in zip(visibility, places[3:], known) if fixed is None]
+        specs = (*places[:3], *(place for _, place in given))
+        return jax.shard_map(own, in_specs=specs, out_specs=places[0], check_vma=False)(q, k, v, *(x for x, _ in given))
+
+    return split
 
 
-@jax.custom_jvp
-def exponential(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """e^x; where it is differentiated, under the name "attention": all that the backward pass must know of the scores."""
-    return jnp.exp(x)
+def on(name: str, run: Implementation) -> Implementation:
+    """An implementation that one platform alone can run."""
+
+    def checked(*arguments: Any, scale: float) -> jax.Array:
+        if platform() != name:
+            raise UserError(
+                f"this implementation of attention runs on a {name}, and this is a {platform()}; 'xla' runs everywhere."
+            )
+        return run(*arguments, scale=scale)
+
+    return checked
 
 
-@exponential.defjvp
-def exponential_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[jax.Array, jax.Array]:
-    """The derivative is the named value itself, where that of `jnp.exp` would be another, nameless one."""
-    y = checkpoint_name(jnp.exp(primals[0]), "attention")
-    return y, y * tangents[0]
+def platform() -> str:
+    """What the program is traced for: the devices of the mesh in context, or this process's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else str(device.platform)
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "xla": xla.dense,
+    "xla_chunked": recomputed(xla.forward, xla.backward),
+    "pallas_tpu": on("tpu", by_device(recomputed(pallas_tpu.forward, pallas_tpu.backward))),
+}

@@ -92,7 +92,7 @@ class LlamaGenGenerator(GeneratorSubject):
     def dense_mask(self, slots: int) -> np.ndarray:
         """Who sees whom, (B, slots, slots), of our intervals."""
         visibility = self.bound.condition.visibility(self.condition(""), masks.causal(slots))
-        return np.asarray(masks.visible(visibility))
+        return np.asarray(visibility.as_array())
 
     def train_mask(self, name: re.Match[str]) -> np.ndarray:
         """Of the caption and all tokens."""

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from generator.layouts import raster
-from models.masks import INFINITY, behind, visible
+from models.masks import INFINITY, behind
 from models.tokens import Grid, TokenSpec
 
 UNWRITTEN, PATTERN = -2, 7919
@@ -62,7 +62,7 @@ class TableModel:
             visibility = visibility._replace(k_start=jnp.where(unwritten, INFINITY, visibility.k_start))
         tokens = tokens.at[batch, 0, rows, 0].set(x[..., 0])
         places = places.at[batch, 0, rows, 0].set(slots.astype(places.dtype))
-        seen = visible(visibility) & jnp.ones_like(rows, bool)[..., None]
+        seen = visibility.as_array() & jnp.ones_like(rows, bool)[..., None]
         sound = ~(seen & (places[:, 0, :, 0] == UNWRITTEN)[:, None]).any(-1)
         of_slot = places[:, 0, :, 0, None] == jnp.arange(self.layout.slots)
         known = jnp.einsum("bnr,brs->bns", seen * 1.0, of_slot * 1.0)

@@ -45,7 +45,7 @@ def reference_logits(case, ids, labels):
     key_heads, d = options.get("kv_heads") or heads, width // heads
     adaptive, l2 = "adaptive" in options.get("norm", "rms"), options.get("qk_norm") == "l2"
     frequencies = 10_000.0 ** (-np.arange(d // 4) / (d // 4))
-    visible = np.asarray(masks.visible(layout.visibility))
+    visible = np.asarray(layout.visibility.as_array())
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     rms = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale  # noqa: E731
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from generator.layouts import LAYOUTS
-from models import masks
 from models.errors import UserError
 from models.tokens import Grid, Scales, TokenSpec
 
@@ -34,7 +33,7 @@ def test_the_condition_feeds_the_slots_of_the_first_call_and_the_feed_all_others
 @pytest.mark.parametrize("entries", [1, 4])
 def test_no_token_of_a_raster_is_predicted_from_itself_or_what_comes_later(entries):
     layout = LAYOUTS["raster"](SPECS["raster"], entries)
-    mask = np.asarray(masks.visible(layout.visibility))
+    mask = np.asarray(layout.visibility.as_array())
     for slot, key in zip(*np.nonzero(mask)):
         assert layout.source[key] < max(layout.target[slot], 0)
     np.testing.assert_array_equal(mask, np.tril(np.ones((14 + entries, 14 + entries), bool)))
@@ -59,7 +58,7 @@ def test_a_token_of_a_scale_sees_its_scale_and_those_before():
     layout = LAYOUTS["scales"](SPECS["scales"], 1)
     scale = np.repeat([0, 1, 2], [1, 6, 15])
     np.testing.assert_array_equal(layout.time, scale)
-    np.testing.assert_array_equal(masks.visible(layout.visibility), scale[None, :] <= scale[:, None])
+    np.testing.assert_array_equal(layout.visibility.as_array(), scale[None, :] <= scale[:, None])
     np.testing.assert_array_equal(layout.position[1:7], [divmod(cell, 3) for cell in range(6)])
     np.testing.assert_array_equal(layout.position[7:], [divmod(cell, 5) for cell in range(15)])
     assert layout.groups == [(0, 1), (1, 7), (7, 22)]

@@ -1,0 +1,1 @@
+"""Attention under visibility intervals, once for each kind of hardware."""

@@ -1,0 +1,70 @@
+"""The list of blocks that a kernel walks: those in which somebody sees something, and nothing else."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Int
+
+from models.masks import FULL, PARTIAL, SKIPPED, Visibility, block_kinds, of_kind
+
+# What a visit is, in bits.
+WHOLE = 1  # everybody sees everything: no entry is compared
+OPENS, CLOSES = 2, 4  # the first, and the last, of its row of blocks
+ENTERS, LEAVES = 8, 16  # the first, and the last, of its sample
+
+
+class Visits(NamedTuple):
+    """Blocks in the order in which they are visited, row by row; int32.
+
+    Attributes:
+      sample: of the mask, 0 where all samples share one.
+      query: block of queries.
+      key: block of keys.
+      flags: of the bits above.
+      length: how many there are; those behind are of no meaning. Known before the program runs where the mask is.
+    """
+
+    sample: Int[Array | np.ndarray, "N"]
+    query: Int[Array | np.ndarray, "N"]
+    key: Int[Array | np.ndarray, "N"]
+    flags: Int[Array | np.ndarray, "N"]
+    length: int | Int[Array, ""]
+
+
+def visits(visibility: Visibility, queries: int, keys: int, *, by_keys: bool = False) -> Visits:
+    """The blocks of so many queries by so many keys that are to be visited."""
+    return listed(block_kinds(visibility, queries, keys), by_keys=by_keys)
+
+
+def listed(kinds: Int[Array | np.ndarray, "*B m n"], *, by_keys: bool = False) -> Visits:
+    """The blocks of these kinds that are to be visited.
+
+    A row is all that falls to one block of queries, or of keys. One in which nobody sees anything is visited once: its zeros
+    are to be written.
+
+    Args:
+      kinds: of `block_kinds`, of all samples or of each.
+      by_keys: whether blocks of keys are the rows.
+    """
+    xp, kinds = of_kind(kinds), kinds if kinds.ndim == 3 else kinds[None]
+    kinds = kinds.swapaxes(1, 2) if by_keys else kinds
+    rows, columns = kinds.shape[1:]
+    nothing = (kinds == SKIPPED).all(axis=-1, keepdims=True) & (np.arange(columns) == 0)
+    kinds = xp.where(nothing, PARTIAL, kinds).reshape(-1)
+    order = xp.argsort(kinds == SKIPPED, stable=True)  # those that are visited first, each in its place
+    count = (kinds != SKIPPED).sum()
+    if xp is np:
+        order = order[: int(count)]
+    row, index = order // columns, np.arange(len(order))
+    before, after, last = xp.roll(order, 1), xp.roll(order, -1), index == count - 1
+
+    def edges(size: int) -> tuple[Array | np.ndarray, Array | np.ndarray]:
+        """Who is the first, and who the last, of so many consecutive blocks."""
+        own = order // size
+        return (index == 0) | (before // size != own), last | (after // size != own)
+
+    bits = [kinds[order] == FULL, *edges(columns), *edges(rows * columns)]
+    flags = xp.stack([bit * flag for bit, flag in zip(bits, (WHOLE, OPENS, CLOSES, ENTERS, LEAVES))]).sum(axis=0)
+    parts = (row // rows, row % rows, order % columns)
+    sample, query, key = (part.astype(np.int32) for part in (parts[0], *(parts[:0:-1] if by_keys else parts[1:])))
+    return Visits(sample, query, key, flags.astype(np.int32), int(count) if xp is np else count)

@@ -1,0 +1,177 @@
+"""Every implementation of attention, on one table of cases, against a dense softmax in float64."""
+
+import math
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_cases import CASES, Case, drawn, passes, reference, samples, worst
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import attention as module
+from models import masks
+from models.errors import UserError
+from models.kernels import pallas_tpu, visits, xla
+from models.masks import INFINITY, Visibility
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+BLOCKS = pallas_tpu.Blocks(128, 128)
+INTERPRETED = [partial(each, interpret=True, blocks=BLOCKS) for each in (pallas_tpu.forward, pallas_tpu.backward)]
+IMPLEMENTATIONS = {
+    "xla": module.IMPLEMENTATIONS["xla"],
+    "xla_chunked": module.IMPLEMENTATIONS["xla_chunked"],
+    "pallas_tpu": module.by_device(module.recomputed(*INTERPRETED)),
+}
+TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 1e-2}  # of the greatest entry, or of 1 if that is more
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_outputs_and_gradients_are_those_of_a_dense_softmax(name, case, dtype):
+    case = CASES[case]
+    arrays = drawn(case, dtype)
+    found = jax.jit(lambda *arrays: passes(IMPLEMENTATIONS[name], arrays, case.visibility))(*arrays)
+    assert all(x.dtype == dtype for x in found)
+    assert worst(found, arrays, case) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_masks_that_are_traced_and_runs_that_are_repeated_change_nothing(name):
+    for case in ("another mask for each sample", "some see nothing"):
+        case = CASES[case]
+        arrays = drawn(case, jnp.float32)
+        run = jax.jit(lambda visibility, *arrays: passes(IMPLEMENTATIONS[name], arrays, visibility))
+        found = run(case.visibility, *arrays)
+        assert worst(found, arrays, case) < 2e-6
+        for first, second in zip(found, run(case.visibility, *arrays)):
+            np.testing.assert_array_equal(first, second)
+
+
+@st.composite
+def intervals(draw):
+    """Any intervals at all, each sample's own."""
+    numbers = lambda shape: np.array(  # noqa: E731
+        draw(st.lists(st.integers(-3, 12), min_size=math.prod(shape), max_size=math.prod(shape))), np.int32
+    ).reshape(shape)
+    start = numbers((2, 150))
+    return Visibility(
+        numbers((2, 140)), start, np.where(start % 5 == 0, INFINITY, start + numbers((2, 150))).astype(np.int32)
+    )
+
+
+RANDOM = Case(
+    samples(*[masks.causal(150)._replace(q_time=np.zeros(140, np.int32))] * 2), batch=2, heads=1, key_heads=1, width=8
+)
+COMPILED = {
+    name: jax.jit(lambda visibility, *arrays, run=run: passes(run, arrays, visibility))
+    for name, run in IMPLEMENTATIONS.items()
+}
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(visibility=intervals())
+def test_any_intervals_are_served(name, visibility):
+    arrays = drawn(RANDOM, jnp.float32)
+    assert worst(COMPILED[name](visibility, *arrays), arrays, RANDOM._replace(visibility=visibility)) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("block", "kind"), [((1, 1), masks.FULL), ((1, 0), masks.SKIPPED), ((1, 1), masks.SKIPPED), ((0, 1), masks.FULL)]
+)
+def test_a_wrong_summary_of_one_block_is_noticed(block, kind, monkeypatch):
+    """What the table above asserts is lost where one block is taken for full, or left out."""
+
+    def wrong(*arguments):
+        kinds = masks.block_kinds(*arguments).copy()
+        assert kinds[block] != kind
+        kinds[block] = kind
+        return kinds
+
+    case = CASES["causal, a prime"]
+    arrays = drawn(case, jnp.float32)
+    monkeypatch.setattr(visits, "block_kinds", wrong)
+    found = passes(IMPLEMENTATIONS["pallas_tpu"], arrays, case.visibility)
+    for a, b in zip(found, reference(*arrays, case.visibility.as_array())):
+        assert np.abs(np.asarray(a) - b).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["xla_chunked", "pallas_tpu"])
+def test_no_array_is_as_large_as_all_scores(name):
+    case = Case(masks.causal(4096), heads=1, key_heads=1)
+    arrays = drawn(case, jnp.float32)
+    program = lambda run, mask: str(jax.make_jaxpr(lambda *arrays: passes(run, arrays, mask))(*arrays))  # noqa: E731
+    assert "4096,4096" not in program(IMPLEMENTATIONS[name], case.visibility)
+    assert "4096,4096" in program(xla.dense, jax.tree.map(jnp.asarray, case.visibility))
+
+
+def test_devices_that_share_a_call_give_what_one_gives():
+    """Samples, heads and queries are split over eight virtual devices; what does not divide stays whole."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": f"{ROOT}:{HERE}",
+    }
+    script = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType
+from attention_cases import CASES, drawn, passes, worst
+from models.sharding import MESH_AXES
+from test_implementations import IMPLEMENTATIONS
+
+for sizes in [(2, 2, 1, 1), (1, 2, 2, 1), (2, 1, 1, 4)]:
+    devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
+    mesh = jax.sharding.Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    for name in ("causal, a prime", "another mask for each sample", "packed documents", "window"):
+        case = CASES[name]
+        arrays = drawn(case, jnp.float32)
+        with jax.set_mesh(mesh):
+            run = jax.jit(lambda *arrays: passes(IMPLEMENTATIONS["pallas_tpu"], arrays, case.visibility))
+            print(sizes, name, worst(run(*arrays), arrays, case), str(jax.make_jaxpr(run)(*arrays)).count("shard_map"))
+"""
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 12
+    assert all(float(line[-2]) < 2e-6 and int(line[-1]) > 0 for line in lines), done.stdout
+
+
+# ---- what cannot be served
+
+
+Q, K, V, _ = drawn(Case(masks.causal(5), heads=4, batch=2), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((Q, K[:, :, :4], V, masks.causal(5)), r"\(2, 2, 4, 32\).*do not go together"),
+        ((Q, K[..., :16], V[..., :16], masks.causal(5)), "do not go together"),
+        ((Q, K[:1], V[:1], masks.causal(5)), "do not go together"),
+        ((Q[:, :, :3], K, V, masks.causal(5)), "2 heads of keys do not divide 3"),
+        ((Q.astype(jnp.bfloat16), K, V, masks.causal(5)), "bfloat16, float32, float32"),
+        ((Q.astype(jnp.float16), K.astype(jnp.float16), V.astype(jnp.float16), masks.causal(5)), "float16"),
+        ((Q, K, V, masks.causal(4)), r"q_time has the shape \(4,\)"),
+        ((Q, K, V, samples(*[masks.causal(5)] * 3)), r"q_time has the shape \(3, 5\)"),
+    ],
+)
+def test_what_does_not_go_together_is_one_sentence(arguments, message):
+    with pytest.raises(UserError, match=message):
+        module.attention(*arguments)
+
+
+def test_an_implementation_that_cannot_serve_is_one_sentence():
+    with pytest.raises(UserError, match="runs on a tpu, and this is a cpu"):
+        module.attention(Q, K, V, masks.causal(5), implementation="pallas_tpu")
+    with pytest.raises(UserError, match="did you mean 'pallas_tpu'"):
+        module.attention(Q, K, V, masks.causal(5), implementation="palas_tpu")
