@@ -164,9 +164,10 @@ def backward_kernel(call: Call, *refs: Any) -> None:
 
     def visit(*, whole: bool) -> None:
         weights = jnp.exp2(scores(call, q, k, time, wide, key, whole=whole) - statistics[0, 0])
-        dv_sum[...] += call.product(grad[0, 0], weights.astype(v.dtype), (1, 1))
         by_weight = call.product(v[0, 0], grad[0, 0], (0, 0))
         by_score = (weights * (by_weight - delta[0, 0])).astype(q.dtype)
+        # In this order: with the values' gradient before the scores', a visit takes a v6e 493 bundles instead of 372.
+        dv_sum[...] += call.product(grad[0, 0], weights.astype(v.dtype), (1, 1))
         dk_sum[...] += call.product(q[0, 0], by_score, (1, 1))
         dq_sum[query] += call.product(k[0, 0], by_score, (1, 0))
 
