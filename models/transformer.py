@@ -24,7 +24,11 @@ Modulation = Float[Array, "B 6 D"]  # gates, scales, shifts of both branches: ga
 Modulations = tuple[list[Modulation | None], Float[Array, "B 2 D"] | None]  # of the blocks, of the last norm
 Slots = Int[Array | np.ndarray, "n"] | Int[Array, "B n"]
 
-KEEP_PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+# Of attention that keeps no scores, what comes out is kept as products are: it is as small.
+KEEP_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names("attended"),
+)
 REMATERIALISATION: dict[str, Any] = {
     # All that is dear to redo: dense products, attention's weights, masks of dropout. The cheap rest is quicker redone than
     # kept, even on a CPU: that is memory written, read and given back.
