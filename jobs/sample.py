@@ -135,7 +135,8 @@ class Sampler:
         batch = place_batch((rows, indices, self.aids.of_rows(rows)), self.mesh)
         arguments = (self.params, self.aids.params, *batch)
         if whole not in self.compiled:
-            self.compiled[whole] = self.program.lower(*arguments).compile()
+            with jax.set_mesh(self.mesh):  # kernels ask it who has which rows
+                self.compiled[whole] = self.program.lower(*arguments).compile()
         began = time.monotonic()
         found = jax.device_get(self.compiled[whole](*arguments))
         kept = min(size, count - start)
