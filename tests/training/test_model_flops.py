@@ -1,5 +1,7 @@
 """FLOPs of mathematics, not of programs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,6 +9,9 @@ from jax.experimental import pallas as pl
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
+from models import masks
+from models.attention import by_device, recomputed
+from models.kernels import pallas_tpu
 from training.costs import costs_of
 from training.model_flops import model_flops
 
@@ -125,3 +130,15 @@ def test_a_kernel_says_what_it_costs_or_is_refused():
     assert count(lambda x: double(x, estimate), S((8, 128), jnp.float32)) == 123
     with pytest.raises(ValueError, match="cost_estimate"):
         count(lambda x: double(x, None), S((8, 128), jnp.float32))
+
+
+def test_attentions_scores_count_once_though_its_backward_pass_computes_them_again():
+    B, T, H, d = 2, 256, 3, 32
+    passes = [partial(each, interpret=True) for each in (pallas_tpu.forward, pallas_tpu.backward)]
+    kernel = by_device(recomputed(*passes))
+    q, k = S((B, T, H, d), jnp.float32), S((B, H, T, d), jnp.float32)
+
+    def both(q, k, v):
+        return jax.vjp(lambda *qkv: kernel(*qkv, masks.bidirectional(T), scale=1.0), q, k, v)[1](q)
+
+    assert count(both, q, k, k) == 6 * 2 * B * H * T * T * d  # two products forward, and four backward
