@@ -262,13 +262,18 @@ def run(
 def described(q: jax.Array, k: jax.Array, visibility: Visibility, scale: float, blocks: Blocks, interpret: Any) -> Call:
     """What is known of a call on queries (B, H, d, T) and keys (B, G, d, S)."""
     (B, H, d, T), S = q.shape, k.shape[3]
-    blocks = Blocks(min(blocks.queries, rounded(T, LANES)), min(blocks.keys, rounded(S, LANES)))
+    blocks = fitting(blocks, T, S)
     ends = not isinstance(visibility.k_end, np.ndarray) or bool((visibility.k_end != INFINITY).any())
     return Call(
         batch=B, heads=H, shared=H // k.shape[1], width=d, blocks=blocks, scale=scale, ends=ends, interpret=interpret,
         slots=Blocks(rounded(T, blocks.queries), rounded(S, blocks.keys)),
         by_sample=any(column.ndim == 2 for column in visibility), exact=q.dtype == jnp.float32,
     )  # fmt: skip
+
+
+def fitting(blocks: Blocks, T: int, S: int) -> Blocks:
+    """Blocks no larger than what there is."""
+    return Blocks(min(blocks.queries, rounded(T, LANES)), min(blocks.keys, rounded(S, LANES)))
 
 
 def rounded(slots: int, size: int) -> int:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import masks
+from models.kernels.reference import error, reference
 from models.masks import Visibility
 
 
@@ -69,26 +70,6 @@ def drawn(case, dtype, *, seed=1):
     return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in (queries, keys, keys, queries))
 
 
-def reference(q, k, v, gradient, mask):
-    """Output and gradients in float64; 0 where nothing is seen."""
-    q, k, v, gradient = (np.asarray(x, np.float64) for x in (q, k, v, gradient))
-    share, scale = q.shape[2] // k.shape[1], q.shape[-1] ** -0.5
-    wide_k, wide_v = (np.repeat(x, share, axis=1) for x in (k, v))
-    scores = np.einsum("bthd,bhsd->bhts", q, wide_k) * scale
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True)) * mask.reshape(-1, 1, *mask.shape[-2:])
-    total = weights.sum(axis=-1, keepdims=True)
-    weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    by_weight = np.einsum("bthd,bhsd->bhts", gradient, wide_v)
-    by_score = weights * (by_weight - (weights * by_weight).sum(axis=-1, keepdims=True)) * scale
-    of_keys = [np.einsum("bhts,bthd->bhsd", x, y) for x, y in ((by_score, q), (weights, gradient))]
-    B, H, S, d = of_keys[0].shape
-    return (
-        np.einsum("bhts,bhsd->bthd", weights, wide_v),
-        np.einsum("bhts,bhsd->bthd", by_score, wide_k),
-        *(x.reshape(B, H // share, share, S, d).sum(axis=2) for x in of_keys),
-    )
-
-
 def passes(run, arrays, visibility):
     """Output and gradients."""
     *qkv, gradient = arrays
@@ -97,6 +78,5 @@ def passes(run, arrays, visibility):
 
 
 def worst(found, arrays, case):
-    """The greatest error of output and gradients, as a share of the greatest entry, or of 1 if that is more."""
-    expected = reference(*arrays, case.visibility.as_array())
-    return max(np.abs(np.asarray(a, np.float64) - b).max() / max(1, np.abs(b).max()) for a, b in zip(found, expected))
+    """The greatest error of output and gradients."""
+    return error(found, reference(*arrays, case.visibility))

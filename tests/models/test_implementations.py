@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import CASES, Case, drawn, passes, reference, samples, worst
+from attention_cases import CASES, Case, drawn, passes, samples, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +19,7 @@ from models import attention as module
 from models import masks
 from models.errors import UserError
 from models.kernels import pallas_tpu, visits, xla
+from models.kernels.reference import reference
 from models.masks import INFINITY, Visibility
 
 HERE = Path(__file__).parent
@@ -101,7 +102,7 @@ def test_a_wrong_summary_of_one_block_is_noticed(block, kind, monkeypatch):
     arrays = drawn(case, jnp.float32)
     monkeypatch.setattr(visits, "block_kinds", wrong)
     found = passes(IMPLEMENTATIONS["pallas_tpu"], arrays, case.visibility)
-    for a, b in zip(found, reference(*arrays, case.visibility.as_array())):
+    for a, b in zip(found, reference(*arrays, case.visibility)):
         assert np.abs(np.asarray(a) - b).max() > 1e-3
 
 
