@@ -86,7 +86,7 @@ def forward(run: Callable[..., jax.Array], *arrays: jax.Array) -> tuple[jax.Arra
 
 PASSES: dict[str, Callable[..., tuple[jax.Array, ...]]] = {
     "forward": forward,
-    "forward + backward": lambda run, *arrays: jax.tree.leaves(bundles.both_passes(run, *arrays)),
+    "forward + backward": lambda run, *arrays: tuple(jax.tree.leaves(bundles.both_passes(run, *arrays))),
 }
 
 
@@ -99,7 +99,7 @@ def timed(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for kind, passes in PASSES.items():
         calls, rows = {}, {}
         for who, (run, keys) in peers(name, jnp.dtype(options.dtype), options.heads).items():
-            row = {"mask": name, "pass": kind, "implementation": who}
+            row: dict[str, Any] = {"mask": name, "pass": kind, "implementation": who}
             try:
                 program = jax.jit(partial(passes, run)).lower(*arrays[keys]).compile()
                 row["error"] = error(program(*arrays[keys]), expected[keys])

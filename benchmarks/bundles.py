@@ -21,6 +21,7 @@ from jobs.topologies import open_topology
 from models.attention import recomputed
 from models.kernels import pallas_tpu
 from models.kernels.visits import WHOLE, visits
+from models.masks import Visibility
 
 ADDRESS = re.compile(r" *(?:0x[0-9a-f]+|0) +(L[HBE]|P[BF]|CT)? *:")  # and what control flow makes of it
 KERNEL = re.compile(r"\d+-([A-Za-z_]\w*)(?:\.\d+)*-\d+-final_bundles\.txt")
@@ -34,6 +35,13 @@ class Region(NamedTuple):
 
     bundles: int
     products: int
+
+
+class Kernel(NamedTuple):
+    """What a program calls: all its bundles, and its regions with products."""
+
+    bundles: int
+    inner: list[Region]
 
 
 class Chip(NamedTuple):
@@ -51,8 +59,8 @@ def open_chip(topology: str) -> Chip:
     return Chip(open_topology(topology).devices[0], Path(folder))
 
 
-def compiled(chip: Chip, run: Callable[..., Any], *shapes: tuple[int, ...]) -> dict[str, list[Region]]:
-    """The regions with matrix products of all that a program on bfloat16 is made of, by their names in it.
+def compiled(chip: Chip, run: Callable[..., Any], *shapes: tuple[int, ...]) -> dict[str, Kernel]:
+    """What a program on bfloat16 is made of, by its names there, where it has matrix products.
 
     The files of a dump are many; they are deleted once read.
     """
@@ -62,9 +70,10 @@ def compiled(chip: Chip, run: Callable[..., Any], *shapes: tuple[int, ...]) -> d
         jax.jit(run).trace(*arrays).lower(lowering_platforms=("tpu",)).compile()
     found = {}
     for path in sorted(chip.folder.glob("*-final_bundles.txt")):
-        inner = [region for region in regions(path.read_text()) if region.products]
+        whole = list(regions(path.read_text()))
+        inner = [region for region in whole if region.products]
         if inner and (name := KERNEL.fullmatch(path.name)):
-            found[name[1]] = inner
+            found[name[1]] = Kernel(sum(region.bundles for region in whole), inner)
     for path in chip.folder.iterdir():
         path.unlink()
     return found
@@ -90,7 +99,7 @@ def regions(text: str) -> Iterator[Region]:
 def densest(chip: Chip) -> float:
     """Products that a bundle starts where large matrices are multiplied: what the chip's matrix units can take."""
     found = compiled(chip, jnp.matmul, (SQUARE, SQUARE), (SQUARE, SQUARE))
-    return max(region.products / region.bundles for inner in found.values() for region in inner)
+    return max(region.products / region.bundles for kernel in found.values() for region in kernel.inner)
 
 
 def both_passes(run: Callable[..., Any], q: Any, k: Any, v: Any, gradient: Any) -> Any:
@@ -114,12 +123,12 @@ def rows(chip: Chip, name: str, width: int, blocks: pallas_tpu.Blocks) -> Iterat
             way = by_splash(name, HEADS, *blocks, fused=fused)
             kernels = compiled(chip, lambda *arrays, run=way.run: both_passes(run, *arrays), *shapes)
             for kind in PASSES:
-                theirs[kind].append(of_pass(kernels, kind))
-    ours = compiled(chip, lambda *arrays: both_passes(kernel_under(name, blocks), *arrays), *shapes)
+                theirs[kind].append(of_pass(kernels, kind).inner)
+    ours = compiled(chip, kernel_under(MASKS[name], blocks), *shapes)
     for kind in PASSES:
         walk = visits(MASKS[name], *pallas_tpu.fitting(blocks, T, S), by_keys=kind == "backward")
         whole = np.mean(np.asarray(walk.flags) & WHOLE != 0)
-        seen, compared = of_pass(ours, kind)  # blocks of which everybody sees everything, and the others
+        seen, compared = of_pass(ours, kind).inner  # blocks of which everybody sees everything, and the others
         cost = whole * seen.bundles + (1 - whole) * compared.bundles
         row = {
             "mask": name, "pass": kind, "width": width, "blocks": list(blocks), "blocks_visited": walk.length,
@@ -135,10 +144,11 @@ def rows(chip: Chip, name: str, width: int, blocks: pallas_tpu.Blocks) -> Iterat
         yield row
 
 
-def of_pass(kernels: dict[str, list[Region]], kind: str) -> list[Region]:
-    """The regions of the kernels of a pass."""
+def of_pass(kernels: dict[str, Kernel], kind: str) -> Kernel:
+    """The kernels of a pass, as one."""
     forward = {name for name in kernels if "fwd" in name or "forward" in name}
-    return [region for name in kernels if (name in forward) == (kind == "forward") for region in kernels[name]]
+    chosen = [kernel for name, kernel in kernels.items() if (name in forward) == (kind == "forward")]
+    return Kernel(sum(kernel.bundles for kernel in chosen), [region for kernel in chosen for region in kernel.inner])
 
 
 def sum_of(inner: list[Region]) -> Region:
@@ -146,7 +156,7 @@ def sum_of(inner: list[Region]) -> Region:
     return Region(sum(region.bundles for region in inner), sum(region.products for region in inner))
 
 
-def kernel_under(name: str, blocks: pallas_tpu.Blocks) -> Callable[..., Any]:
-    """Our kernel in blocks of this size, whatever the table of sizes says."""
+def kernel_under(visibility: Visibility, blocks: pallas_tpu.Blocks) -> Callable[..., Any]:
+    """Both passes of our kernel in blocks of this size, whatever the table of sizes says."""
     run = recomputed(partial(pallas_tpu.forward, blocks=blocks), partial(pallas_tpu.backward, blocks=blocks))
-    return lambda q, k, v: run(q, k, v, MASKS[name], scale=q.shape[-1] ** -0.5)
+    return partial(both_passes, lambda q, k, v: run(q, k, v, visibility, scale=q.shape[-1] ** -0.5))

@@ -63,8 +63,8 @@ def served(name: str, queries: int, keys: int) -> bool:
 
 def by_splash(name: str, heads: int, queries: int, keys: int, *, fused: bool = False) -> Splash:
     """Splash attention in blocks of so many queries by so many keys; its backward pass is one kernel or two."""
-    array = MASKS[name].as_array()
-    mask = COMPUTED[name](array.shape) if name in COMPUTED else splash_masks.NumpyMask(array)
+    array = np.asarray(MASKS[name].as_array())
+    mask = COMPUTED[name]((array.shape[0], array.shape[1])) if name in COMPUTED else splash_masks.NumpyMask(array)
     sizes = splash.BlockSizes(
         block_q=queries, block_kv=keys, block_kv_compute=keys, block_q_dkv=queries, block_kv_dkv=keys,
         block_kv_dkv_compute=keys, block_q_dq=None if fused else queries, block_kv_dq=None if fused else keys,

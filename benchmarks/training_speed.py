@@ -22,6 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from benchmarks.turns import beside, in_turns, matrix_rate, seconds
 from configs import llamagen
@@ -37,10 +38,9 @@ from training.step import make_init, place_batch, state_shardings
 BATCH = 8
 
 
-def training(remat: str) -> tuple[Callable[[], None], int, float]:
-    """A call that makes a step; its tokens, and the operations of its matrix products."""
-    config = llamagen.get_config("size=B")
-    config.generator.update(dtype="float32", remat=remat)
+def training(config: ConfigDict, images: int) -> tuple[Callable[[], None], int, float]:
+    """A call that makes a step of so many images; its tokens, and the operations of its matrix products."""
+    config.generator.dtype = "float32"
     section, mesh = config.training.generator.to_dict(), sharding.make_mesh(config.mesh)
     spec = token_spec(describe_tokenizer(config))
     learner = GeneratorLearner(describe_generator(config, spec, scan_layers=True))
@@ -51,8 +51,8 @@ def training(remat: str) -> tuple[Callable[[], None], int, float]:
     step, random = compile_step(learner, {}, section, places, mesh, 0), np.random.default_rng(0)
 
     def batch() -> Any:
-        ids = random.integers(0, spec.sizes[0], (BATCH, spec.positions, 1), dtype=np.int32)
-        label = random.integers(0, config.data.classes, BATCH, dtype=np.int32)
+        ids = random.integers(0, spec.sizes[0], (images, spec.positions, 1), dtype=np.int32)
+        label = random.integers(0, config.data.classes, images, dtype=np.int32)
         return place_batch({"ids": ids, "label": label}, mesh)
 
     def once() -> None:
@@ -60,7 +60,7 @@ def training(remat: str) -> tuple[Callable[[], None], int, float]:
         state, metrics = step(state, batch())
         float(jax.block_until_ready((state, metrics))[1]["loss"])
 
-    return once, BATCH * spec.positions, step.flops(state, batch())
+    return once, images * spec.positions, step.flops(state, batch())
 
 
 def cpu_seconds(call: Callable[[], None]) -> tuple[float, float]:
@@ -77,7 +77,9 @@ def main() -> None:
     parser.add_argument("--beside", default="", help="another program to time in turns")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     options = parser.parse_args()
-    step, tokens, operations = training(options.remat)
+    config = llamagen.get_config("size=B")
+    config.generator.remat = options.remat
+    step, tokens, operations = training(config, BATCH)
     cpu: list[float] = []
 
     def ours() -> float:

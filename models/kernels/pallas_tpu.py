@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,24 +22,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from models.kernels.block_sizes import LANES, Blocks, best, fitting, rounded
 from models.kernels.visits import CLOSES, ENTERS, LEAVES, OPENS, WHOLE, Visits, visits
 from models.masks import INFINITY, NEVER, Visibility
 
-LANES = 128
 HIDDEN = -1e30  # a score that is not seen
 LOWEST = -5e29  # what a maximum is at least: exp2(HIDDEN - LOWEST) is 0, so a query that sees nothing sums to 0
 VMEM_LIMIT = 64 * 2**20  # bytes, of 64 or 128 MiB; the compiler's own limit is 16 or 32
 LOG2_E = math.log2(math.e)  # the chip's exponential is of base 2
-
-
-class Blocks(NamedTuple):
-    """Sizes of a block, multiples of 128."""
-
-    queries: int
-    keys: int
-
-
-BLOCKS = Blocks(256, 256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,16 +261,6 @@ def described(q: jax.Array, k: jax.Array, visibility: Visibility, scale: float, 
     )  # fmt: skip
 
 
-def fitting(blocks: Blocks, T: int, S: int) -> Blocks:
-    """Blocks no larger than what there is."""
-    return Blocks(min(blocks.queries, rounded(T, LANES)), min(blocks.keys, rounded(S, LANES)))
-
-
-def rounded(slots: int, size: int) -> int:
-    """As many slots as fill whole blocks."""
-    return -(-slots // size) * size
-
-
 def filled(x: jax.Array, slots: int) -> jax.Array:
     """An array with zeros behind its last slot."""
     return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, slots - x.shape[-1]),))
@@ -305,12 +285,12 @@ def forward(
     visibility: Visibility,
     *,
     scale: float,
-    blocks: Blocks = BLOCKS,
+    blocks: Blocks | None = None,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B T H d"], Float[Array, "B H 1 T"]]:
     """What attention gives, and log2 of the sums of a query's exponentials, which the backward pass wants."""
     q, k, v = q.transpose(0, 2, 3, 1), k.swapaxes(2, 3), v.swapaxes(2, 3)
-    call = described(q, k, visibility, scale, blocks, interpret)
+    call = described(q, k, visibility, scale, blocks or best(visibility, q.shape[2], backward=False), interpret)
     T, S = call.slots
     row = pltpu.VMEM((1, call.blocks.queries), jnp.float32)
     out, sums = run(
@@ -333,13 +313,13 @@ def backward(
     gradient: Float[Array, "B T H d"],
     *,
     scale: float,
-    blocks: Blocks = BLOCKS,
+    blocks: Blocks | None = None,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B T H d"], Float[Array, "B G S d"], Float[Array, "B G S d"]]:
     """Gradients of queries, keys and values, given that of what `forward` gave."""
     delta = (out.astype(jnp.float32) * gradient.astype(jnp.float32)).sum(axis=-1).swapaxes(1, 2)[:, :, None]
     q, k, v = q.transpose(0, 2, 3, 1), k.swapaxes(2, 3), v.swapaxes(2, 3)
-    call = described(q, k, visibility, scale, blocks, interpret)
+    call = described(q, k, visibility, scale, blocks or best(visibility, q.shape[2], backward=True), interpret)
     (T, S), (queries, keys), (B, G, d, slots) = call.slots, call.blocks, k.shape
     # Heads of queries that share one of keys each give it a gradient of their own.
     of_keys = k.dtype if call.shared == 1 else jnp.float32
