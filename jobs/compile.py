@@ -119,7 +119,7 @@ def make_plan(
         print(f"trying {typed(overrides)}", flush=True)
         return compile_program(training(changed(overrides), stage, chips.devices), chips, usable)
 
-    return search(candidates(config, stage, mesh.shape), held, compiled, usable)
+    return search(candidates(config, stage, mesh.shape, held), held, compiled, usable)
 
 
 def in_words(plan: Plan) -> str:

@@ -29,26 +29,36 @@ class Plan:
     why: str = ""
 
 
-def candidates(config: ConfigDict, stage: str, mesh: Mapping[str, int]) -> list[Overrides]:
+def candidates(
+    config: ConfigDict, stage: str, mesh: Mapping[str, int], held: Callable[[Overrides], float]
+) -> list[Overrides]:
     """Ever greater changes: what is kept for the backward pass, over how many devices parameters are split, how many images.
 
-    Only what changes something is offered: a tokenizer rematerialises nothing.
+    Only what changes something is offered: a tokenizer rematerialises nothing. More devices than a model's widths can be
+    divided by would split nothing, and hold more.
 
     Args:
       config: that does not fit.
       stage: whose training it is.
       mesh: its axes' sizes on the devices.
+      held: bytes a chip that a change's arguments alone take.
     """
     section, rows, fsdp = config.training[stage], mesh["data"] * mesh["fsdp"], mesh["fsdp"]
     least = rows * section.accumulate
     batch = max(section.batch_size // least, 1) * least  # the nearest that divides and takes no more memory
     policies, now = (list(REMATERIALISATION), config.generator.remat) if stage == "generator" else ([""], "")
     policies = policies[policies.index(now) :]
-    widths = [size for size in (fsdp, fsdp * 4, fsdp * 16, fsdp * 64) if size < rows and rows % size == 0] + [rows]
+    widths = [fsdp]
+    for size in [*(size for size in (fsdp * 4, fsdp * 16, fsdp * 64) if size < rows and rows % size == 0), rows]:
+        wider, least_so_far = (
+            held(change(config, stage, mesh, policies[-1], width, batch)) for width in (size, widths[-1])
+        )
+        if size > fsdp and wider <= least_so_far:
+            widths.append(size)
     batches = [images for n in range(16) if (images := batch >> n) >= least and images % least == 0]
     steps = [(policy, fsdp, batch) for policy in policies]
     steps += [(policies[-1], width, batch) for width in widths[1:]]
-    steps += [(policies[-1], rows, images) for images in batches[1:]]
+    steps += [(policies[-1], widths[-1], images) for images in batches[1:]]
     return [made for step in steps if (made := change(config, stage, mesh, *step))]
 
 

@@ -46,9 +46,13 @@ def compiler(config, usable, calls):
     return compiled
 
 
-def plan_of(config, usable, held=lambda overrides: 0.0):
+def weightless(overrides):
+    return 0.0
+
+
+def plan_of(config, usable, held=weightless):
     calls = []
-    offered = candidates(config, "generator", mesh_of(config))
+    offered = candidates(config, "generator", mesh_of(config), held)
     plan = search(offered, held, compiler(config, usable, calls), float(usable))
     assert plan.attempts == len(calls) <= ATTEMPTS
     return plan
@@ -75,6 +79,15 @@ def test_what_cannot_fit_is_not_compiled():
     assert "nothing that can be changed" in plan_of(config, 300, lambda overrides: 301.0).why
 
 
+def test_more_devices_than_a_width_can_be_divided_by_are_left_out():
+    config = config_of(**{"mesh.fsdp": 1, "mesh.data": CHIPS})
+    held = lambda overrides: 4000 / {256: 1}.get(fsdp := changed(config, overrides).mesh.fsdp, fsdp)  # noqa: E731
+    plan = plan_of(config, 100, held)
+    assert plan.overrides == {
+        "generator.remat": "full", "mesh.data": 4, "mesh.fsdp": 64, "training.generator.batch_size": 2 * CHIPS,
+    }  # fmt: skip
+
+
 def test_a_batch_that_is_far_too_large_is_found_out_as_well():
     config = config_of(**{"generator.remat": "none", "mesh.fsdp": 1, "mesh.data": CHIPS})
     config.training.generator.batch_size = 2**12 * CHIPS
@@ -93,7 +106,7 @@ def test_what_nothing_helps_costs_one_attempt():
 def test_every_offer_divides_and_changes_something():
     config = config_of()
     config.training.generator.update(batch_size=1500, accumulate=2)  # 512 examples would be the least
-    offers = list(candidates(config, "generator", mesh_of(config)))
+    offers = list(candidates(config, "generator", mesh_of(config), weightless))
     assert offers[0] == {"training.generator.batch_size": 1024}  # not the next above, which takes more memory
     assert {} not in offers
     assert len(offers) == len({str(offer) for offer in offers})
@@ -106,7 +119,7 @@ def test_every_offer_divides_and_changes_something():
 def test_a_tokenizer_rematerialises_nothing():
     config = config_of()
     config.training.tokenizer.batch_size = 2 * CHIPS
-    offers = list(candidates(config, "tokenizer", mesh_of(config)))
+    offers = list(candidates(config, "tokenizer", mesh_of(config), weightless))
     assert offers
     assert not any("generator.remat" in offer for offer in offers)
 
@@ -115,6 +128,6 @@ def test_a_tokenizer_rematerialises_nothing():
 def test_axes_that_share_examples_are_left_alone(sizes):
     config = config_of()
     config.mesh.update(sizes)
-    offers = [offer for offer in candidates(config, "generator", mesh_of(config)) if "mesh.fsdp" in offer]
+    offers = [offer for offer in candidates(config, "generator", mesh_of(config), weightless) if "mesh.fsdp" in offer]
     assert offers
     assert all(offer["mesh.data"] * offer["mesh.fsdp"] == CHIPS // 4 for offer in offers)
