@@ -17,7 +17,7 @@ import jax
 from benchmarks.bundles import HEADS, PASSES, compiled, kernel_under, of_pass, open_chip
 from models import masks
 from models.errors import UserError
-from models.kernels.block_sizes import TABLE, Blocks
+from models.kernels.block_sizes import TABLE, Blocks, known
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 WIDTHS = (64, 128)
@@ -31,27 +31,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="topologies that hold this")
     options = parser.parse_args()
-    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    rows = [row for row in known() if options.only not in row["topology"]] if TABLE.exists() else []
     for topology in (name for name in TOPOLOGIES if options.only in name):
         chip = open_chip(topology)
-        rows = table[chip.device.device_kind] = {}
         for width, blocks in itertools.product(WIDTHS, SIZES):
             length = 2 * max(blocks)
-            of_keys = (1, HEADS, length, width)
-            of_queries = (1, length, HEADS, width)
+            of_queries, of_keys = (1, length, HEADS, width), (1, HEADS, length, width)
+            program = kernel_under(masks.causal(length), blocks)
             try:
-                kernels = compiled(
-                    chip, kernel_under(masks.causal(length), blocks), of_queries, of_keys, of_keys, of_queries
-                )
+                kernels = compiled(chip, program, of_queries, of_keys, of_keys, of_queries)
             except jax.errors.JaxRuntimeError as error:
                 print(topology, width, *blocks, str(error).splitlines()[0], flush=True)
                 continue
-            row = rows.setdefault(str(width), {})["x".join(map(str, blocks))] = {}
+            row = {"device": chip.device.device_kind, "topology": topology, "width": width, "blocks": blocks}
             for kind in PASSES:
                 bundles, (whole, compared) = of_pass(kernels, kind)
                 row[kind] = [whole.bundles, compared.bundles, bundles - whole.bundles - compared.bundles]
-            print(topology, width, *blocks, row, flush=True)
-    TABLE.write_text(json.dumps(table, indent=1))
+            rows.append(row)
+            print(row, flush=True)
+    TABLE.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
 
 
 if __name__ == "__main__":

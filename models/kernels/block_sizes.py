@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from models.masks import FULL, PARTIAL, Visibility, block_kinds
 
@@ -25,38 +27,46 @@ class Blocks(NamedTuple):
     keys: int
 
 
-ANYWHERE = Blocks(256, 256)  # for chips and widths that the table does not know
+ANYWHERE = Blocks(256, 256)  # for chips, widths and dtypes that the table does not know
 
 
 @functools.cache
-def known() -> Any:
-    """The table: device kind, width, sizes, pass, and then bundles of a whole block, of a compared one, and around each."""
+def known() -> list[dict[str, Any]]:
+    """The rows of the table.
+
+    Of each the kind of device, as jax names it; the width of a head; the sizes of a block; and forward and backward the bundles
+    of a visit to a block of which everybody sees everything, to another, and around each.
+    """
     return json.loads(TABLE.read_text())
 
 
-def best(visibility: Visibility, width: int, *, backward: bool) -> Blocks:
-    """The sizes for a mask and heads of this width; of a mask that is traced, every block counts as visited and compared."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kind = jax.devices()[0].device_kind if mesh.abstract_device is None else mesh.abstract_device.device_kind
-    rows = known().get(kind, {})
-    of_width = rows.get(min((w for w in rows if int(w) >= width), key=int, default=None), {})
+def best(q: Float[Array, "B H d T"], visibility: Visibility, *, backward: bool) -> Blocks:
+    """The sizes for these queries under a mask; of one that is traced, every block counts as visited and compared."""
+    kind, width = device_kind(), q.shape[2]
     T, S = visibility.q_time.shape[-1], visibility.k_start.shape[-1]
+    rows = [row for row in known() if row["device"] == kind and row["width"] >= width and q.dtype == jnp.bfloat16]
     costs = {}
-    for name, passes in of_width.items():
-        blocks = Blocks(*map(int, name.split("x")))
-        if blocks == fitting(blocks, T, S):
-            costs[blocks] = cost(visibility, blocks, *passes["backward" if backward else "forward"])
+    for row in rows:
+        blocks = Blocks(*row["blocks"])
+        if row["width"] == min(row["width"] for row in rows) and blocks == fitting(blocks, T, S):
+            costs[blocks] = cost(visibility, blocks, *row["backward" if backward else "forward"])
     return min(costs, key=lambda blocks: costs[blocks], default=ANYWHERE)
 
 
-def cost(visibility: Visibility, blocks: Blocks, whole: int, compared: int, around: int) -> float:
+def device_kind() -> str:
+    """What the program is traced for, as jax names it: the devices of the mesh in context, or this process's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
+def cost(visibility: Visibility, blocks: Blocks, whole: int, compared: int, around: int) -> int:
     """Bundles that a head takes, of all samples that have a mask of their own."""
     if all(isinstance(column, np.ndarray) for column in visibility):
         kinds = np.asarray(block_kinds(visibility, *blocks))
     else:
         slots = visibility.q_time.shape[-1], visibility.k_start.shape[-1]
         kinds = np.full([-(-count // size) for count, size in zip(slots, blocks)], PARTIAL)
-    full, partial = ((kinds == kind).sum() for kind in (FULL, PARTIAL))
+    full, partial = (int((kinds == kind).sum()) for kind in (FULL, PARTIAL))
     return full * (whole + around) + partial * (compared + around)
 
 

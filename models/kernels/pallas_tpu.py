@@ -290,7 +290,7 @@ def forward(
 ) -> tuple[Float[Array, "B T H d"], Float[Array, "B H 1 T"]]:
     """What attention gives, and log2 of the sums of a query's exponentials, which the backward pass wants."""
     q, k, v = q.transpose(0, 2, 3, 1), k.swapaxes(2, 3), v.swapaxes(2, 3)
-    call = described(q, k, visibility, scale, blocks or best(visibility, q.shape[2], backward=False), interpret)
+    call = described(q, k, visibility, scale, blocks or best(q, visibility, backward=False), interpret)
     T, S = call.slots
     row = pltpu.VMEM((1, call.blocks.queries), jnp.float32)
     out, sums = run(
@@ -319,7 +319,7 @@ def backward(
     """Gradients of queries, keys and values, given that of what `forward` gave."""
     delta = (out.astype(jnp.float32) * gradient.astype(jnp.float32)).sum(axis=-1).swapaxes(1, 2)[:, :, None]
     q, k, v = q.transpose(0, 2, 3, 1), k.swapaxes(2, 3), v.swapaxes(2, 3)
-    call = described(q, k, visibility, scale, blocks or best(visibility, q.shape[2], backward=True), interpret)
+    call = described(q, k, visibility, scale, blocks or best(q, visibility, backward=True), interpret)
     (T, S), (queries, keys), (B, G, d, slots) = call.slots, call.blocks, k.shape
     # Heads of queries that share one of keys each give it a gradient of their own.
     of_keys = k.dtype if call.shared == 1 else jnp.float32
