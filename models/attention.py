@@ -11,11 +11,13 @@ from jaxtyping import Array, Float
 
 from models.errors import UserError, unknown
 from models.kernels import pallas_tpu, xla
+from models.kernels.block_sizes import LANES
 from models.masks import Visibility
 from models.sharding import partition_spec, pieces
 
 Implementation = Callable[..., jax.Array]
 WIDEST = 256  # of a head
+LONG = 2048**2  # scores, more than which a CPU computes faster in chunks
 DTYPES = (jnp.float32, jnp.bfloat16)
 
 
@@ -48,7 +50,7 @@ def attention(
     check(q_BTHd, k_BGSd, v_BGSd, visibility)
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise unknown("implementation of attention", implementation, IMPLEMENTATIONS)
-    run = IMPLEMENTATIONS[implementation or fastest(q_BTHd)]
+    run = IMPLEMENTATIONS[implementation or fastest(q_BTHd, k_BGSd, visibility)]
     return run(q_BTHd, k_BGSd, v_BGSd, visibility, scale=q_BTHd.shape[-1] ** -0.5 if scale is None else scale)
 
 
@@ -148,14 +150,18 @@ def on(name: str, run: Implementation) -> Implementation:
     return checked
 
 
-def fastest(q: jax.Array) -> str:
-    """The implementation that serves these queries soonest.
-
-    On a TPU the kernel, whose scores never reach memory (a step of VAR-d30 moves 43 GB a v6e instead of 76, as compiled); but
-    not for fewer queries than fill a tile, nor for heads so wide that the products outweigh the scores.
-    """
-    _, T, _, d = q.shape
-    return "pallas_tpu" if platform() == "tpu" and T >= pallas_tpu.LANES and d <= WIDEST else "xla"
+def fastest(q: jax.Array, k: jax.Array, visibility: Visibility) -> str:
+    """The implementation that serves these queries and keys soonest, as timed on CPUs and as compiled for TPUs."""
+    (_, T, _, d), S, on = q.shape, k.shape[2], platform()
+    if on == "tpu" and T >= LANES and d <= WIDEST:
+        # Scores never reach memory: a step of VAR-d30 moves 43 GB a v6e instead of 76, as compiled. But fewer queries do not
+        # fill a tile, and of wider heads the products outweigh the scores.
+        return "pallas_tpu"
+    known = all(isinstance(column, np.ndarray) for column in visibility)
+    most = LONG if known else LONG // 4  # in one piece a mask that is not known skips nothing
+    if on == "cpu" and T * S >= most:
+        return "xla_chunked"
+    return "xla"
 
 
 def platform() -> str:
@@ -166,6 +172,6 @@ def platform() -> str:
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "xla": xla.dense,
-    "xla_chunked": recomputed(xla.forward, xla.backward),
+    "xla_chunked": by_device(recomputed(xla.forward, xla.backward)),
     "pallas_tpu": on("tpu", by_device(recomputed(pallas_tpu.forward, pallas_tpu.backward))),
 }
