@@ -158,8 +158,8 @@ def fastest(q: jax.Array, k: jax.Array, visibility: Visibility) -> str:
         # fill a tile, and of wider heads the products outweigh the scores.
         return "pallas_tpu"
     known = all(isinstance(column, np.ndarray) for column in visibility)
-    most = LONG if known else LONG // 4  # in one piece a mask that is not known skips nothing
-    if on == "cpu" and T * S >= most:
+    scores = T * S if known else 4 * T * S  # a mask that is not known skips nothing in one piece
+    if on == "cpu" and scores >= LONG:
         return "xla_chunked"
     return "xla"
 
