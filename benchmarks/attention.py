@@ -130,6 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     measure = partial(timed, options=options)
     if options.static:
+        jax.config.update("jax_platforms", "cpu")
         blocks = Blocks(*map(int, options.blocks.split(",")))
         measure = partial(bundles.rows, bundles.open_chip(options.topology), width=options.width, blocks=blocks)
     head = HEADS[options.static]
