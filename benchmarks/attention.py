@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
 from benchmarks import bundles
 from benchmarks.masks import MASKS, by_splash, served
@@ -67,6 +68,7 @@ def peers(name: str, dtype: Any, heads: int) -> dict[str, Peer]:
     if importlib.util.find_spec("tokamax"):
         import tokamax
 
+        flags.FLAGS.mark_as_parsed()  # which tokamax would read from this command line
         for each in {"tpu": ["mosaic"], "gpu": ["mosaic", "triton"]}.get(platform, ["xla", "xla_chunked"]):
             found[f"tokamax {each}"] = Peer(partial(tokamax.dot_product_attention, mask=mask, implementation=each))
     return found
