@@ -68,3 +68,11 @@ def listed(kinds: Int[Array | np.ndarray, "*B m n"], *, by_keys: bool = False) -
     parts = (row // rows, row % rows, order % columns)
     sample, query, key = (part.astype(np.int32) for part in (parts[0], *(parts[:0:-1] if by_keys else parts[1:])))
     return Visits(sample, query, key, flags.astype(np.int32), int(count) if xp is np else count)
+
+
+def bounds(walk: Visits, rows: int) -> Int[Array | np.ndarray, "_"]:
+    """Where in the list each of so many rows of blocks, of all samples, begins, and where the last one ends; int32."""
+    xp, index = of_kind(walk.flags), np.arange(len(walk.flags))
+    closes = (walk.flags & CLOSES != 0) & (index < walk.length)
+    ends = xp.sort(xp.where(closes, index + 1, len(index) + 1))[:rows]
+    return xp.concatenate([xp.zeros(1, np.int32), ends.astype(np.int32)])
