@@ -1,5 +1,6 @@
 """Softmax attention under visibility intervals: one call, and the implementations that may serve it."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -150,6 +151,15 @@ def on(name: str, run: Implementation) -> Implementation:
     return checked
 
 
+def later(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module of kernels that is imported only when the function is called, for few will."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module(f"models.kernels.{module}"), name)(*arguments, **options)
+
+    return call
+
+
 def fastest(q: jax.Array, k: jax.Array, visibility: Visibility) -> str:
     """The implementation that serves these queries and keys soonest, as timed on CPUs and as compiled for TPUs."""
     (_, T, _, d), S, on = q.shape, k.shape[2], platform()
@@ -174,4 +184,5 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "xla": xla.dense,
     "xla_chunked": by_device(recomputed(xla.forward, xla.backward)),
     "pallas_tpu": on("tpu", by_device(recomputed(pallas_tpu.forward, pallas_tpu.backward))),
+    "pallas_gpu": on("gpu", by_device(recomputed(later("pallas_gpu", "forward"), later("pallas_gpu", "backward")))),
 }
