@@ -10,6 +10,8 @@ CACHE = Path(tempfile.gettempdir()) / f"tessera-jax-cache-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # for subprocesses too
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's threads on a CPU: a kernel for GPUs that is interpreted holds one for each of its warpgroups, and waits for others.
+os.environ.setdefault("NPROC", str(max(8, os.cpu_count() or 1)))
 PUBLIC_WEIGHTS = os.environ.pop("TESSERA_WEIGHTS", None)  # a test that wants them asks for the fixture
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tessera-cache-")  # no feature of an earlier run is found
 sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import masks as benchmarks
 from models import masks
 from models.kernels.reference import error, reference
 from models.masks import Visibility
@@ -38,6 +39,9 @@ def samples(*rows):
 
 RNG = np.random.default_rng(0)
 SLOTS = np.arange(300, dtype=np.int32)
+MASKS = benchmarks.MASKS | {  # of this field, at its lengths
+    "a mask for each sample": masks.random_order(np.stack([np.roll(SLOTS, 7 * row) for row in range(4)])),
+}
 CASES = {
     "one slot": Case(masks.causal(1)),
     "seven slots, wide heads": Case(masks.causal(7), width=256),

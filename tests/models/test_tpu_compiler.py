@@ -6,19 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_cases import MASKS
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from benchmarks import masks as benchmarks
 from benchmarks.masks import SLOTS
 from jobs.topologies import open_topology
 from models import masks
 from models.attention import attention
 from models.masks import Visibility
 from models.sharding import MESH_AXES, partition_spec
-
-MASKS = benchmarks.MASKS | {
-    "a mask for each sample": masks.random_order(np.stack([np.roll(SLOTS[:300], 7 * row) for row in range(4)])),
-}
 
 
 @pytest.fixture(scope="module", params=["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
