@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from models.errors import UserError, unknown
 from models.kernels import pallas_tpu, xla
-from models.kernels.block_sizes import LANES
+from models.kernels.block_sizes import LANES, device_kind
 from models.masks import Visibility
 from models.sharding import partition_spec, pieces
 
@@ -138,17 +138,26 @@ def by_device(run: Implementation) -> Implementation:
     return split
 
 
-def on(name: str, run: Implementation) -> Implementation:
-    """An implementation that one platform alone can run."""
+def on(device: str, here: Callable[[], bool], run: Implementation) -> Implementation:
+    """An implementation that only some devices can run."""
 
     def checked(*arguments: Any, scale: float) -> jax.Array:
-        if platform() != name:
-            raise UserError(
-                f"this implementation of attention runs on a {name}, and this is a {platform()}; 'xla' runs everywhere."
-            )
+        if not here():
+            raise UserError(f"this implementation of attention runs on a {device}, and this is a {device_kind()}; 'xla' runs "
+                            "everywhere.")  # fmt: skip
         return run(*arguments, scale=scale)
 
     return checked
+
+
+def is_tpu() -> bool:
+    """Whether the program is traced for TPUs."""
+    return platform() == "tpu"
+
+
+def is_hopper() -> bool:
+    """Whether it is traced for H100, H200, GH200 or their like."""
+    return platform() == "gpu" and device_kind().startswith(("NVIDIA H", "NVIDIA GH"))
 
 
 def later(module: str, name: str) -> Callable[..., Any]:
@@ -162,14 +171,14 @@ def later(module: str, name: str) -> Callable[..., Any]:
 
 def fastest(q: jax.Array, k: jax.Array, visibility: Visibility) -> str:
     """The implementation that serves these queries and keys soonest, as timed on CPUs and as compiled for TPUs."""
-    (_, T, _, d), S, on = q.shape, k.shape[2], platform()
-    if on == "tpu" and T >= LANES and d <= WIDEST:
+    (_, T, _, d), S = q.shape, k.shape[2]
+    if is_tpu() and T >= LANES and d <= WIDEST:
         # Scores never reach memory: a step of VAR-d30 moves 43 GB a v6e instead of 76, as compiled. But fewer queries do not
         # fill a tile, and of wider heads the products outweigh the scores.
         return "pallas_tpu"
     known = all(isinstance(column, np.ndarray) for column in visibility)
     scores = T * S if known else 4 * T * S  # a mask that is not known skips nothing in one piece
-    if on == "cpu" and scores >= LONG:
+    if platform() == "cpu" and scores >= LONG:
         return "xla_chunked"
     return "xla"
 
@@ -183,6 +192,8 @@ def platform() -> str:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "xla": xla.dense,
     "xla_chunked": by_device(recomputed(xla.forward, xla.backward)),
-    "pallas_tpu": on("tpu", by_device(recomputed(pallas_tpu.forward, pallas_tpu.backward))),
-    "pallas_gpu": on("gpu", by_device(recomputed(later("pallas_gpu", "forward"), later("pallas_gpu", "backward")))),
+    "pallas_tpu": on("TPU", is_tpu, by_device(recomputed(pallas_tpu.forward, pallas_tpu.backward))),
+    "pallas_gpu": on(
+        "Hopper GPU", is_hopper, by_device(recomputed(later("pallas_gpu", "forward"), later("pallas_gpu", "backward")))
+    ),
 }

@@ -244,9 +244,9 @@ def test_what_does_not_go_together_is_one_sentence(arguments, message):
 
 
 def test_an_implementation_that_cannot_serve_is_one_sentence():
-    with pytest.raises(UserError, match="runs on a tpu, and this is a cpu"):
+    with pytest.raises(UserError, match="runs on a TPU, and this is a cpu"):
         module.attention(Q, K, V, masks.causal(5), implementation="pallas_tpu")
-    with pytest.raises(UserError, match="runs on a gpu, and this is a cpu"):
+    with pytest.raises(UserError, match="runs on a Hopper GPU, and this is a cpu"):
         module.attention(Q, K, V, masks.causal(5), implementation="pallas_gpu")
     with pytest.raises(UserError, match="multiply bfloat16, and float32 not exactly; 'xla' serves float32"):
         pallas_gpu.forward(Q, K, V, masks.causal(5), scale=1.0)
