@@ -67,6 +67,7 @@ def mesh():
     return Mesh(devices, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
+@pytest.mark.cuda_compiler
 @pytest.mark.parametrize("width", [32, 64, 128, 256])
 @pytest.mark.parametrize("name", ["causal 1024", "ten scales, 680", "packed 8 x 512", "a mask for each sample"])
 def test_both_passes_compile_and_spill_no_registers(mesh, name, width, monkeypatch, capfd):
