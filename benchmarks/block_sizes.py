@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="topologies that hold this")
     options = parser.parse_args()
-    rows = [row for row in known() if options.only not in row["topology"]] if TABLE.exists() else []
+    rows = [row for row in known() if options.only not in row["topology"]]
     for topology in (name for name in TOPOLOGIES if options.only in name):
         chip = open_chip(topology)
         for width, blocks in itertools.product(WIDTHS, SIZES):
@@ -49,6 +49,7 @@ def main() -> None:
                 row[kind] = [whole.bundles, compared.bundles, bundles - whole.bundles - compared.bundles]
             rows.append(row)
             print(row, flush=True)
+    rows.sort(key=lambda row: TOPOLOGIES.index(row["topology"]))
     TABLE.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
 
 

@@ -52,11 +52,18 @@ class Chip(NamedTuple):
 
 
 def open_chip(topology: str) -> Chip:
-    """To be called before libtpu starts, and once in a process."""
+    """To be called before libtpu starts."""
+    folder = dump()
+    return Chip(open_topology(topology).devices[0], folder)
+
+
+@cache
+def dump() -> Path:
+    """Where libtpu leaves files: one folder, of which it is told as it starts."""
     folder = tempfile.mkdtemp(prefix="bundles")
     os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
     jax.config.update("jax_enable_compilation_cache", False)  # what is read back from a cache leaves no files
-    return Chip(open_topology(topology).devices[0], Path(folder))
+    return Path(folder)
 
 
 def compiled(chip: Chip, run: Callable[..., Any], *shapes: tuple[int, ...]) -> dict[str, Kernel]:
