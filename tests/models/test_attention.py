@@ -177,7 +177,11 @@ def test_causal_attention_leaves_out_scores_that_nobody_sees(slots, share):
     q, k, v = arrays(batch=1, queries=slots, keys=slots, heads=1, key_heads=1, width=8)
     known, traced = masks.causal(slots), jax.tree.map(jnp.asarray, masks.causal(slots))
     text = [
-        str(jax.make_jaxpr(lambda q, visibility=visibility: attention(q, k, v, visibility, implementation="xla"))(q))
+        str(
+            jax.make_jaxpr(
+                lambda q, visibility=visibility: module.attention(q, k, v, visibility, implementation="xla")
+            )(q)
+        )
         for visibility in (known, traced)
     ]
     products = [
