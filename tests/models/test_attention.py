@@ -21,9 +21,9 @@ def arrays(*, batch=2, queries=5, keys=5, heads=4, key_heads=2, width=8, seed=0)
     return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
 
 
-def attention(q, k, v, visibility):
+def attention(q, k, v, visibility, **options):
     """With keys and values as the reference has them, (B, S, G, d)."""
-    return module.attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visibility)
+    return module.attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visibility, **options)
 
 
 def reference(q, k, v, mask):
@@ -177,11 +177,7 @@ def test_causal_attention_leaves_out_scores_that_nobody_sees(slots, share):
     q, k, v = arrays(batch=1, queries=slots, keys=slots, heads=1, key_heads=1, width=8)
     known, traced = masks.causal(slots), jax.tree.map(jnp.asarray, masks.causal(slots))
     text = [
-        str(
-            jax.make_jaxpr(
-                lambda q, visibility=visibility: module.attention(q, k, v, visibility, implementation="xla")
-            )(q)
-        )
+        str(jax.make_jaxpr(lambda q, visibility=visibility: attention(q, k, v, visibility, implementation="xla"))(q))
         for visibility in (known, traced)
     ]
     products = [
