@@ -1,7 +1,7 @@
 """Attention under the masks of this field: how long each implementation takes, how exact it is, and what it keeps.
 
 python -m benchmarks.attention [--only=TEXT] [--batch=1] [--heads=4] [--width=64] [--dtype=float32] [--rounds=5] [--json]
-python -m benchmarks.attention --static --topology=v6e:2x2 [--only=TEXT] [--width=128] [--blocks=256,256] [--json]
+python -m benchmarks.attention --static --topology=v6e:2x2 [--only=TEXT] [--width=64] [--blocks=256,256] [--json]
 
 The first times our implementations, `jax.nn.dot_product_attention` and, where they are to be had, cuDNN's, splash attention
 and tokamax's kernels, in turns, on this machine: medians, and how much longer they take than the fastest; the greatest error
@@ -31,8 +31,8 @@ from models.kernels.pallas_tpu import Blocks
 from models.kernels.reference import error, reference
 
 MIB = 2**20
-SPLASH_BLOCKS = (128, 128)
-HEADS = {  # of the tables: a title, the row's field, how it is written
+SPLASH_BLOCKS = (128, 256, 512)  # of as many queries as keys
+COLUMNS = {  # of the tables: a title, the row's field, how it is written
     False: [("mask", "mask", ""), ("pass", "pass", ""), ("implementation", "implementation", ""), ("ms", "milliseconds", ".2f"),
             ("of the fastest", "of_the_fastest", ".2f"), ("error", "error", ".1e"), ("MiB", "temporaries_mib", ".1f")],
     True: [("mask", "mask", ""), ("pass", "pass", ""), ("blocks", "blocks_visited", ""), ("bundles", "bundles_per_block", ""),
@@ -63,8 +63,9 @@ def peers(name: str, dtype: Any, heads: int) -> dict[str, Peer]:
     if platform == "gpu" and dtype == jnp.bfloat16:
         how: dict[str, Any] = {"is_causal": True} if name.startswith("causal") else {"mask": mask}
         found["cudnn"] = Peer(partial(jax.nn.dot_product_attention, implementation="cudnn", **how))
-    if platform == "tpu" and served(name, *SPLASH_BLOCKS):
-        found["splash"] = Peer(by_splash(name, heads, *SPLASH_BLOCKS).run, "BGSd")
+    for size in SPLASH_BLOCKS if platform == "tpu" else ():
+        if served(name, size, size):
+            found[f"splash {size}"] = Peer(by_splash(name, heads, size, size).run, "BGSd")
     if importlib.util.find_spec("tokamax"):
         import tokamax
 
@@ -98,9 +99,10 @@ def timed(name: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     arrays = {"BSGd": (q, k, v, gradient), "BGSd": (q, k.swapaxes(1, 2), v.swapaxes(1, 2), gradient)}
     out, dq, *of_keys = reference(*arrays["BGSd"], MASKS[name])
     expected = {"BGSd": (out, dq, *of_keys), "BSGd": (out, dq, *(x.swapaxes(1, 2) for x in of_keys))}
+    everybody = peers(name, jnp.dtype(options.dtype), options.heads)
     for kind, passes in PASSES.items():
         calls, rows = {}, {}
-        for who, (run, keys) in peers(name, jnp.dtype(options.dtype), options.heads).items():
+        for who, (run, keys) in everybody.items():
             row: dict[str, Any] = {"mask": name, "pass": kind, "implementation": who}
             try:
                 program = jax.jit(partial(passes, run)).lower(*arrays[keys]).compile()
@@ -135,7 +137,7 @@ def main() -> None:
         jax.config.update("jax_platforms", "cpu")
         blocks = Blocks(*map(int, options.blocks.split(",")))
         measure = partial(bundles.rows, bundles.open_chip(options.topology), width=options.width, blocks=blocks)
-    head = HEADS[options.static]
+    head = COLUMNS[options.static]
     if not options.json:
         print(f"| {' | '.join(title for title, *_ in head)} |\n|{'---|' * len(head)}")
     for name in MASKS:

@@ -128,7 +128,7 @@ def rows(chip: Chip, name: str, width: int, blocks: pallas_tpu.Blocks) -> Iterat
     if served(name, *blocks):
         for fused in (False, True):
             way = by_splash(name, HEADS, *blocks, fused=fused)
-            kernels = compiled(chip, lambda *arrays, run=way.run: both_passes(run, *arrays), *shapes)
+            kernels = compiled(chip, partial(both_passes, way.run), *shapes)
             for kind in PASSES:
                 theirs[kind].append(of_pass(kernels, kind).inner)
     ours = compiled(chip, kernel_under(MASKS[name], blocks), *shapes)
