@@ -48,13 +48,12 @@ def candidates(
     batch = max(section.batch_size // least, 1) * least  # the nearest that divides and takes no more memory
     policies, now = (list(REMATERIALISATION), config.generator.remat) if stage == "generator" else ([""], "")
     policies = policies[policies.index(now) :]
-    widths = [fsdp]
-    for size in [*(size for size in (fsdp * 4, fsdp * 16, fsdp * 64) if size < rows and rows % size == 0), rows]:
-        wider, least_so_far = (
-            held(change(config, stage, mesh, policies[-1], width, batch)) for width in (size, widths[-1])
-        )
-        if size > fsdp and wider <= least_so_far:
-            widths.append(size)
+    by_width = {
+        size: held(change(config, stage, mesh, policies[-1], size, batch))
+        for size in sorted({fsdp, fsdp * 4, fsdp * 16, fsdp * 64, rows})
+        if size <= rows and rows % size == 0
+    }
+    widths = [size for size, most in by_width.items() if most <= min(by_width[w] for w in by_width if w <= size)]
     batches = [images for n in range(16) if (images := batch >> n) >= least and images % least == 0]
     steps = [(policy, fsdp, batch) for policy in policies]
     steps += [(policies[-1], width, batch) for width in widths[1:]]
