@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 
 from models.errors import UserError, unknown
 from models.kernels import pallas_tpu, xla
-from models.kernels.block_sizes import LANES, device_kind
-from models.masks import Visibility
-from models.sharding import partition_spec, pieces
+from models.kernels.block_sizes import LANES
+from models.masks import Visibility, of_kind
+from models.sharding import device, partition_spec, pieces
 
 Implementation = Callable[..., jax.Array]
 WIDEST = 256  # of a head
@@ -138,13 +138,13 @@ def by_device(run: Implementation) -> Implementation:
     return split
 
 
-def on(device: str, here: Callable[[], bool], run: Implementation) -> Implementation:
+def on(what: str, here: Callable[[], bool], run: Implementation) -> Implementation:
     """An implementation that only some devices can run."""
 
     def checked(*arguments: Any, scale: float) -> jax.Array:
         if not here():
-            raise UserError(f"this implementation of attention runs on a {device}, and this is a {device_kind()}; 'xla' runs "
-                            "everywhere.")  # fmt: skip
+            raise UserError(f"this implementation of attention runs on a {what}, and this is a {device().device_kind}; "
+                            "'xla' runs everywhere.")  # fmt: skip
         return run(*arguments, scale=scale)
 
     return checked
@@ -152,12 +152,12 @@ def on(device: str, here: Callable[[], bool], run: Implementation) -> Implementa
 
 def is_tpu() -> bool:
     """Whether the program is traced for TPUs."""
-    return platform() == "tpu"
+    return device().platform == "tpu"
 
 
 def is_hopper() -> bool:
     """Whether it is traced for H100, H200, GH200 or their like."""
-    return platform() == "gpu" and device_kind().startswith(("NVIDIA H", "NVIDIA GH"))
+    return device().platform == "gpu" and device().device_kind.startswith(("NVIDIA H", "NVIDIA GH"))
 
 
 def later(module: str, name: str) -> Callable[..., Any]:
@@ -176,17 +176,10 @@ def fastest(q: jax.Array, k: jax.Array, visibility: Visibility) -> str:
         # Scores never reach memory: a step of VAR-d30 moves 43 GB a v6e instead of 76, as compiled. But fewer queries do not
         # fill a tile, and of wider heads the products outweigh the scores.
         return "pallas_tpu"
-    known = all(isinstance(column, np.ndarray) for column in visibility)
-    scores = T * S if known else 4 * T * S  # a mask that is not known skips nothing in one piece
-    if platform() == "cpu" and scores >= LONG:
+    scores = T * S if of_kind(*visibility) is np else 4 * T * S  # a mask that is not known skips nothing in one piece
+    if device().platform == "cpu" and scores >= LONG:
         return "xla_chunked"
     return "xla"
-
-
-def platform() -> str:
-    """What the program is traced for: the devices of the mesh in context, or this process's own."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else str(device.platform)
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {

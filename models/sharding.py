@@ -149,6 +149,11 @@ gathered.defvjp(
 )
 
 
+def device() -> Any:
+    """What the program is traced for, with its `platform` and `device_kind`: of the mesh in context, or this process's own."""
+    return jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+
+
 def pieces(shape: Sequence[int], axes: LogicalAxes) -> int:
     """Into how many pieces the mesh in context splits an array of this shape and these logical axes."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -14,9 +14,8 @@ from training import products
 
 CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters that hold what a call runs
 NO_CALLS = ("pallas_call", "reduce", "reduce_window")  # but of these, what they do to a block or to two numbers
-NEW = {
-    "attention_backward": 4 / 5
-}  # kernels of whose products some are the forward pass's, computed again: how many are not
+# Kernels of whose products some are the forward pass's, computed again: how many are not.
+NEW = {"attention_backward": 4 / 5}
 REMATERIALISED = "rematted_computation"  # in the names that jax gives to what a backward pass computes again
 
 

@@ -9,19 +9,19 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from models.masks import FULL, PARTIAL, Visibility, block_kinds
+from models import sharding
+from models.masks import FULL, PARTIAL, Visibility, block_kinds, of_kind
 
 TABLE = Path(__file__).with_name("block_sizes.json")
 LANES = 128
 
 
 class Blocks(NamedTuple):
-    """Sizes of a block, multiples of 128."""
+    """Sizes of a block."""
 
     queries: int
     keys: int
@@ -42,30 +42,25 @@ def known() -> list[dict[str, Any]]:
 
 def best(q: Float[Array, "B H d T"], visibility: Visibility, *, backward: bool) -> Blocks:
     """The sizes for these queries under a mask; of one that is traced, every block counts as visited and compared."""
-    kind, width = device_kind(), q.shape[2]
+    kind, width = sharding.device().device_kind, q.shape[2]
     T, S = visibility.q_time.shape[-1], visibility.k_start.shape[-1]
     rows = [row for row in known() if row["device"] == kind and row["width"] >= width and q.dtype == jnp.bfloat16]
+    nearest = min((row["width"] for row in rows), default=None)
     costs = {}
     for row in rows:
         blocks = Blocks(*row["blocks"])
-        if row["width"] == min(row["width"] for row in rows) and blocks == fitting(blocks, T, S):
+        if row["width"] == nearest and blocks == fitting(blocks, T, S):
             costs[blocks] = cost(visibility, blocks, *row["backward" if backward else "forward"])
     return min(costs, key=lambda blocks: costs[blocks], default=ANYWHERE)
 
 
-def device_kind() -> str:
-    """What the program is traced for, as jax names it: the devices of the mesh in context, or this process's own."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.devices()[0].device_kind if device is None else device.device_kind
-
-
 def cost(visibility: Visibility, blocks: Blocks, whole: int, compared: int, around: int) -> int:
     """Bundles that a head takes, of all samples that have a mask of their own."""
-    if all(isinstance(column, np.ndarray) for column in visibility):
+    if of_kind(*visibility) is np:
         kinds = np.asarray(block_kinds(visibility, *blocks))
     else:
         slots = visibility.q_time.shape[-1], visibility.k_start.shape[-1]
-        kinds = np.full([-(-count // size) for count, size in zip(slots, blocks)], PARTIAL)
+        kinds = np.full([rounded(count, size) // size for count, size in zip(slots, blocks)], PARTIAL)
     full, partial = (int((kinds == kind).sum()) for kind in (FULL, PARTIAL))
     return full * (whole + around) + partial * (compared + around)
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
@@ -20,8 +19,9 @@ from jaxtyping import Array, Float
 from models.errors import UserError
 from models.kernels.block_sizes import Blocks, rounded
 from models.kernels.pallas_tpu import LOG2_E, LOWEST
+from models.kernels.visits import by_sample, ends
 from models.kernels.warpgroups import BY_ROW, ROWS, Call, Turned, Walk, copied, matrices, over, run, written
-from models.masks import INFINITY, Visibility
+from models.masks import Visibility
 
 
 class Sizes(NamedTuple):
@@ -45,6 +45,16 @@ SIZES = {
 }
 
 
+def keys_pass(walk: Walk, sources: tuple[Any, Any, Any], stages: tuple[Any, Any, Any]) -> None:
+    """Copy the keys that pass by, their values, and when they are seen."""
+    (k, v, spans), (next_k, next_v, next_spans) = sources, stages
+
+    @walk.copies
+    def copy(g: Any, at: Any, stage: Any) -> list[tuple[Any, Any]]:
+        return [(k.at[walk.sample, g, at], next_k.at[stage]), (v.at[walk.sample, g, at], next_v.at[stage]),
+                (spans.at[walk.mask, :, at], next_spans.at[stage])]  # fmt: skip
+
+
 def forward_kernel(
     walk: Walk, q: Any, k: Any, v: Any, time: Any, spans: Any, out: Any, sums: Any,
     *, own_q: Any, own_time: Any, own_sums: Any, next_k: Any, next_v: Any, next_spans: Any, loaded: Any, turn: Any,
@@ -52,10 +62,7 @@ def forward_kernel(
     """One row of blocks: softmax goes on, from visit to visit, from what the row gave so far."""
     call, wg, b, h, own = walk.call, walk.warpgroup, walk.sample, walk.head, walk.own
 
-    @walk.copies
-    def copy(g: Any, at: Any, stage: Any) -> list[tuple[Any, Any]]:
-        return [(k.at[b, g, at], next_k.at[stage]), (v.at[b, g, at], next_v.at[stage]),
-                (spans.at[walk.mask, :, at], next_spans.at[stage])]  # fmt: skip
+    keys_pass(walk, (k, v, spans), (next_k, next_v, next_spans))
 
     def pass_on() -> None:
         """Meet the other warpgroup: who had the tensor cores has its softmax next."""
@@ -94,10 +101,7 @@ def by_queries_kernel(
     """Gradients of the queries of one row of blocks."""
     call, wg, b, h, own = walk.call, walk.warpgroup, walk.sample, walk.head, walk.own
 
-    @walk.copies
-    def copy(g: Any, at: Any, stage: Any) -> list[tuple[Any, Any]]:
-        return [(k.at[b, g, at], next_k.at[stage]), (v.at[b, g, at], next_v.at[stage]),
-                (spans.at[walk.mask, :, at], next_spans.at[stage])]  # fmt: skip
+    keys_pass(walk, (k, v, spans), (next_k, next_v, next_spans))
 
     def visit(stage: Any, flags: Any, total: jax.Array) -> list[jax.Array]:
         zeros = call.constant(0.0, (ROWS, call.passing))
@@ -172,8 +176,8 @@ def described(
     return Call(
         batch=B, heads=H, shared=H // G, width=width, blocks=blocks, stages=SIZES[width].stages, scale=scale,
         slots=Blocks(rounded(T, blocks.queries), rounded(S, blocks.keys)),
-        by_keys=by_keys, by_sample=any(column.ndim == 2 for column in visibility), interpret=interpret,
-        ends=not isinstance(visibility.k_end, np.ndarray) or bool((visibility.k_end != INFINITY).any()),
+        by_keys=by_keys, by_sample=by_sample(visibility), interpret=interpret,
+        ends=ends(visibility),
     )  # fmt: skip
 
 

@@ -17,14 +17,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from models.kernels.block_sizes import LANES, Blocks, best, fitting, rounded
-from models.kernels.visits import CLOSES, ENTERS, LEAVES, OPENS, WHOLE, Visits, visits
-from models.masks import INFINITY, NEVER, Visibility
+from models.kernels.visits import CLOSES, ENTERS, LEAVES, OPENS, WHOLE, Visits, by_sample, columns, ends, visits
+from models.masks import Visibility
 
 HIDDEN = -1e30  # a score that is not seen
 LOWEST = -5e29  # what a maximum is at least: exp2(HIDDEN - LOWEST) is 0, so a query that sees nothing sums to 0
@@ -217,7 +216,7 @@ def run(
             (1, 1, size), lambda b, h, n, sample, query, *_: (sample[n], 0, 0 if all_slots else query[n])
         )
 
-    time, *of_keys = columns(call, visibility)
+    time, *of_keys = (x[:, None] for x in columns(visibility, T, S, batch=B)[: 2 + call.ends])  # rows (1, slots)
     inputs: list[Any] = [x for _, x in arrays]
     shapes: list[Any] = [jax.ShapeDtypeStruct((B, H, *last[kind]), dtype) for kind, dtype in out]
     visited = len(walk.query) * H * (1 if call.by_sample else B) * math.prod(call.blocks)
@@ -253,29 +252,16 @@ def described(q: jax.Array, k: jax.Array, visibility: Visibility, scale: float, 
     """What is known of a call on queries (B, H, d, T) and keys (B, G, d, S)."""
     (B, H, d, T), S = q.shape, k.shape[3]
     blocks = fitting(blocks, T, S)
-    ends = not isinstance(visibility.k_end, np.ndarray) or bool((visibility.k_end != INFINITY).any())
     return Call(
-        batch=B, heads=H, shared=H // k.shape[1], width=d, blocks=blocks, scale=scale, ends=ends, interpret=interpret,
+        batch=B, heads=H, shared=H // k.shape[1], width=d, blocks=blocks, scale=scale, interpret=interpret,
         slots=Blocks(rounded(T, blocks.queries), rounded(S, blocks.keys)),
-        by_sample=any(column.ndim == 2 for column in visibility), exact=q.dtype == jnp.float32,
+        by_sample=by_sample(visibility), ends=ends(visibility), exact=q.dtype == jnp.float32,
     )  # fmt: skip
 
 
 def filled(x: jax.Array, slots: int) -> jax.Array:
     """An array with zeros behind its last slot."""
     return jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, slots - x.shape[-1]),))
-
-
-def columns(call: Call, visibility: Visibility) -> list[jax.Array]:
-    """The mask's columns, (B or 1, 1, slots): nobody sees a key behind the last; and no ends where nothing ends."""
-
-    def column(x: Any, slots: int, beyond: int) -> jax.Array:
-        rows = jnp.broadcast_to(x, (call.batch if call.by_sample else 1, x.shape[-1]))
-        return jnp.pad(rows, ((0, 0), (0, slots - x.shape[-1])), constant_values=beyond)[:, None]
-
-    (q_time, k_start, k_end), (T, S) = visibility, call.slots
-    ends = [column(k_end, S, NEVER)] if call.ends else []
-    return [column(q_time, T, NEVER), column(k_start, S, INFINITY), *ends]
 
 
 def forward(

@@ -1,11 +1,13 @@
-"""The list of blocks that a kernel walks: those in which somebody sees something, and nothing else."""
+"""What a kernel is told of a mask: the list of blocks in which somebody sees something, and its columns."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from models.masks import FULL, PARTIAL, SKIPPED, Visibility, block_kinds, of_kind
+from models.masks import FULL, INFINITY, NEVER, PARTIAL, SKIPPED, Visibility, block_kinds, of_kind
 
 # What a visit is, in bits.
 WHOLE = 1  # everybody sees everything: no entry is compared
@@ -76,3 +78,24 @@ def bounds(walk: Visits, rows: int) -> Int[Array | np.ndarray, "_"]:
     closes = (walk.flags & CLOSES != 0) & (index < walk.length)
     ends = xp.sort(xp.where(closes, index + 1, len(index) + 1))[:rows]
     return xp.concatenate([xp.zeros(1, np.int32), ends.astype(np.int32)])
+
+
+def by_sample(visibility: Visibility) -> bool:
+    """Whether every sample has a mask of its own."""
+    return any(column.ndim == 2 for column in visibility)
+
+
+def ends(visibility: Visibility) -> bool:
+    """Whether some key ends being seen, or may."""
+    return of_kind(visibility.k_end) is not np or bool((visibility.k_end != INFINITY).any())
+
+
+def columns(visibility: Visibility, T: int, S: int, *, batch: int) -> Visibility:
+    """The mask's columns (B, or 1 for all samples, slots) up to so many slots: nobody sees a key behind the last."""
+    samples = batch if by_sample(visibility) else 1
+
+    def column(x: Any, slots: int, beyond: int) -> jax.Array:
+        rows = jnp.broadcast_to(x, (samples, x.shape[-1]))
+        return jnp.pad(rows, ((0, 0), (0, slots - x.shape[-1])), constant_values=beyond)
+
+    return Visibility(*(column(x, *of) for x, *of in zip(visibility, (T, S, S), (NEVER, INFINITY, NEVER))))

@@ -15,8 +15,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from models.kernels.block_sizes import Blocks
 from models.kernels.pallas_tpu import HIDDEN, LOG2_E
-from models.kernels.visits import WHOLE, bounds, visits
-from models.masks import INFINITY, NEVER, Visibility
+from models.kernels.visits import WHOLE, bounds, columns, visits
+from models.masks import Visibility
 
 ROWS = 64  # of a warpgroup's products
 # Of a thread, where two warpgroups compute: all three start with 168, and the one that copies leaves most of its own to them.
@@ -299,6 +299,7 @@ def run(
     """
     visit = visits(visibility, *call.blocks, by_keys=call.by_keys)
     samples = call.batch if call.by_sample else 1
+    whole = columns(visibility, *call.slots, batch=call.batch)
 
     def body(bounds: Any, others: Any, flags: Any, *refs: Any, ready: Any, free: Any, **scratch: Any) -> None:
         warpgroup, sample, head, row = map(jax.lax.axis_index, ("warpgroup", "sample", "head", "row"))
@@ -331,20 +332,6 @@ def run(
             jnp.asarray, (bounds(visit, samples * call.rows), visit.query if call.by_keys else visit.key, visit.flags)
         ),
         *arrays,
-        *columns(call, visibility),
+        whole.q_time,
+        jnp.stack(whole[1 : 2 + call.ends], axis=1),
     )
-
-
-def columns(call: Call, visibility: Visibility) -> tuple[jax.Array, jax.Array]:
-    """When queries look (samples, T), and from when on and, if anything ends, until when keys are seen (samples, 1 or 2, S).
-
-    Nobody sees a key behind the last.
-    """
-
-    def column(x: Any, slots: int, beyond: int) -> jax.Array:
-        rows = jnp.broadcast_to(x, (call.batch if call.by_sample else 1, x.shape[-1]))
-        return jnp.pad(rows, ((0, 0), (0, slots - x.shape[-1])), constant_values=beyond)
-
-    (q_time, k_start, k_end), (T, S) = visibility, call.slots
-    ends = [column(k_end, S, NEVER)] if call.ends else []
-    return column(q_time, T, NEVER), jnp.stack([column(k_start, S, INFINITY), *ends], axis=1)

@@ -1,14 +1,14 @@
 """Sizes of attention's blocks on TPUs, chosen by mask from what their compiler scheduled."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks.block_sizes import SIZES, TOPOLOGIES, WIDTHS
-from models import masks
-from models.kernels import block_sizes
+from models import masks, sharding
 from models.kernels.block_sizes import ANYWHERE, Blocks, best, cost, known
 
 MASKS = {
@@ -26,7 +26,7 @@ def queries(width, dtype=jnp.bfloat16):
 
 @pytest.fixture(autouse=True)
 def v6e(monkeypatch):
-    monkeypatch.setattr(block_sizes, "device_kind", lambda: "TPU v6 lite")
+    monkeypatch.setattr(sharding, "device", lambda: SimpleNamespace(device_kind="TPU v6 lite"))
 
 
 def test_the_table_knows_every_kind_of_chip():
@@ -66,5 +66,5 @@ def test_a_visit_costs_what_the_table_says():
 def test_what_the_table_does_not_know_gets_the_sizes_that_serve_anywhere(monkeypatch):
     assert best(queries(256), MASKS["causal"], backward=False) == ANYWHERE
     assert best(queries(64, jnp.float32), MASKS["causal"], backward=False) == ANYWHERE
-    monkeypatch.setattr(block_sizes, "device_kind", lambda: "TPU v4")
+    monkeypatch.setattr(sharding, "device", lambda: SimpleNamespace(device_kind="TPU v4"))
     assert best(queries(64), MASKS["causal"], backward=False) == ANYWHERE

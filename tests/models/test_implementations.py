@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -243,10 +244,15 @@ def test_what_does_not_go_together_is_one_sentence(arguments, message):
         module.attention(*arguments)
 
 
-def test_an_implementation_that_cannot_serve_is_one_sentence():
+def test_an_implementation_that_cannot_serve_is_one_sentence(monkeypatch):
     with pytest.raises(UserError, match="runs on a TPU, and this is a cpu"):
         module.attention(Q, K, V, masks.causal(5), implementation="pallas_tpu")
     with pytest.raises(UserError, match="runs on a Hopper GPU, and this is a cpu"):
+        module.attention(Q, K, V, masks.causal(5), implementation="pallas_gpu")
+    for kind, served in (("NVIDIA H200", True), ("NVIDIA GH200 480GB", True), ("NVIDIA A100-SXM4-80GB", False)):
+        monkeypatch.setattr(module, "device", lambda kind=kind: SimpleNamespace(platform="gpu", device_kind=kind))
+        assert module.is_hopper() == served
+    with pytest.raises(UserError, match="runs on a Hopper GPU, and this is a NVIDIA A100"):
         module.attention(Q, K, V, masks.causal(5), implementation="pallas_gpu")
     with pytest.raises(UserError, match="multiply bfloat16, and float32 not exactly; 'xla' serves float32"):
         pallas_gpu.forward(Q, K, V, masks.causal(5), scale=1.0)
